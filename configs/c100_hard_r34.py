@@ -1,0 +1,29 @@
+"""CIFAR-100, hard labels: two ResNet-18 copied from a ResNet-34.
+
+Paper:   soft vote 58.72 ± 2.42 % after 10M queries (Section 5.1), victim 77.52 %.
+Victim:  victims/cifar100-resnet34_8x.safetensors, from
+         python scripts/train_victim.py --config configs/victim_c100_r34.py
+Cost:    39,062 rounds of 8.8 TFLOP; 12.3 GB of replay in float32, 3.1 GB in uint8.
+
+python -m disguide_jax.main --config configs/c100_hard_r34.py
+"""
+
+from disguide_jax.config import Config, GeneratorConfig, ScheduleConfig, VictimConfig, select
+
+
+def get_config(variant: str = "") -> Config:
+    """The configuration, or its variant "smoke"."""
+    config = Config(
+        name="c100_hard_r34",
+        dataset="cifar100",
+        labels="hard",
+        query_budget=10_000_000,
+        victim=VictimConfig(
+            weights="victims/cifar100-resnet34_8x.safetensors",
+            model="resnet34_8x",
+            made_by="python scripts/train_victim.py --config configs/victim_c100_r34.py",
+        ),
+        generator=GeneratorConfig(diversity_weight=0.04),
+        schedule=ScheduleConfig(block_rounds=150),
+    )
+    return select(config, variant)

@@ -1,0 +1,35 @@
+"""The embedded default: a LeNet-5 that reads handwritten digits, copied from its labels alone.
+
+Victim:  LeNet-5, trained on scikit-learn's digits; its weights come with the package.
+Clones:  two LeNet-5 of half the width.
+
+python -m disguide_jax.main --config configs/digits_hard.py
+"""
+
+from disguide_jax.config import (
+    ClonesConfig,
+    Config,
+    GeneratorConfig,
+    ReplayConfig,
+    VictimConfig,
+    select,
+)
+
+
+def get_config(variant: str = "") -> Config:
+    """The configuration, or its variant "smoke"."""
+    config = Config(
+        name="digits_hard",
+        dataset="digits",
+        labels="hard",
+        query_budget=100_000,
+        batch_size=128,
+        victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),
+        generator=GeneratorConfig(width=8, latent_dim=64, learning_rate=1e-3, gray_every=0),
+        clones=ClonesConfig(model="lenet5_half", learning_rate=0.03),
+        replay=ReplayConfig(size=100_000, batches=3),
+        log_every_queries=5_000,
+        evaluate_every_queries=10_000,
+        checkpoint_every_queries=50_000,
+    )
+    return select(config, variant)

@@ -1,0 +1,28 @@
+"""The embedded victim: a LeNet-5 that reads scikit-learn's handwritten digits.
+
+Yields:  victims/digits-lenet5.safetensors, the same file as in disguide_jax/assets.
+How:     1,437 real scans of 8x8 pixels, resized to 32x32; shifts of up to 2 pixels and no
+         mirror images, for a mirrored digit is another sign. Single precision, so that the
+         file is the same everywhere but for the last bits.
+
+python scripts/train_victim.py --config configs/victim_digits_lenet5.py
+"""
+
+from disguide_jax.victim_training import VictimTrainingConfig, select
+
+
+def get_config(variant: str = "") -> VictimTrainingConfig:
+    """The configuration, or its variant "smoke"."""
+    config = VictimTrainingConfig(
+        name="victim_digits_lenet5",
+        dataset="digits",
+        model="lenet5",
+        epochs=60,
+        batch_size=64,
+        learning_rate=0.02,
+        crop_padding=2,
+        flip=False,
+        precision="float32",
+        evaluate_every_epochs=5,
+    )
+    return select(config, variant)

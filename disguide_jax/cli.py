@@ -1,0 +1,60 @@
+"""Command lines of the form `--config FILE[:variant] [--config.key=value ...]`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from disguide_jax.errors import UserError
+
+
+def run(main: Callable[[flags.FlagValues], int | None], values: flags.FlagValues) -> None:
+    """Parses the command line into `values`, calls `main` with it, and exits.
+
+    Adds the flag `--config`. A mistake of the user's is one message and status 2, never a
+    traceback.
+    """
+    config_flags.DEFINE_config_file(
+        "config", None, "configs/NAME.py or configs/NAME.py:variant", flag_values=values
+    )
+    flags.DEFINE_boolean("help", False, "Show this.", short_name="h", flag_values=values)
+    try:
+        _parse(values)
+        sys.exit(main(values))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(values: flags.FlagValues) -> None:
+    usage = (sys.modules["__main__"].__doc__ or "").strip()
+    try:
+        unused = values(sys.argv)[1:]
+    except flags.Error as error:
+        raise UserError(f"{error}\n\n{usage}") from error
+    except (KeyError, AttributeError) as error:  # an override of a key that is not there
+        raise UserError(f"unknown key: {error.args[0]}") from error
+    if values.help:
+        print(usage, values.main_module_help(), sep="\n\n")
+        sys.exit(0)
+    if unused:
+        raise UserError(f"unknown argument {unused[0]!r}\n\n{usage}")
+    if values.config is None:
+        raise UserError(f"--config is missing\n\n{usage}")
+
+
+def config_of(values: flags.FlagValues, kind: type) -> Any:
+    """The configuration that `--config` names, with its overrides.
+
+    Raises:
+      UserError: there is no such file, or it returns something else than a `kind`.
+    """
+    if isinstance(values.config, kind):
+        return values.config
+    asked = next(arg for arg in sys.argv if arg.startswith(("--config", "-config")))
+    raise UserError(
+        f"{asked}: not a file whose get_config(variant) returns a "
+        f"{kind.__module__}.{kind.__name__}"
+    )

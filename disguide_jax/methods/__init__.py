@@ -1,0 +1,1 @@
+"""Published extraction methods, one file each."""

@@ -1,0 +1,89 @@
+"""Networks by name. The only package that knows Flax's module system.
+
+| name                      | network                        | width                            |
+|---------------------------|--------------------------------|----------------------------------|
+| resnet18_8x, resnet34_8x  | CIFAR ResNets                  | channels of the stem, usually 64 |
+| lenet5, lenet5_half       | LeNet-5 and its half           | feature maps of conv1, 6 and 3   |
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from disguide_jax.errors import UserError
+from disguide_jax.models.generator import Generator
+from disguide_jax.models.lenet import LeNet5
+from disguide_jax.models.resnet import ResNet
+from disguide_jax.state import Array, Key, Net, Variables
+
+IMAGE_SIZE = 32
+
+CLASSIFIERS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # module, usual width
+    "resnet18_8x": (functools.partial(ResNet, blocks=(2, 2, 2, 2)), 64),
+    "resnet34_8x": (functools.partial(ResNet, blocks=(3, 4, 6, 3)), 64),
+    "lenet5": (LeNet5, 6),
+    "lenet5_half": (LeNet5, 3),
+}
+
+
+def make_classifier(
+    model: str, *, width: int = 0, num_classes: int, channels: int, dtype: Any = None
+) -> Net:
+    """A classifier, images [N, 32, 32, channels] -> logits [N, K].
+
+    Args:
+      model: a key of `CLASSIFIERS`.
+      width: see the table above; 0 is the usual one.
+      num_classes: K.
+      channels: of the images, 1 or 3.
+      dtype: compute dtype; None computes in the dtype of parameters and images.
+
+    Raises:
+      UserError: there is no such model.
+    """
+    if model not in CLASSIFIERS:
+        raise UserError(f"unknown model {model!r}; there are {', '.join(CLASSIFIERS)}")
+    module, usual_width = CLASSIFIERS[model]
+    image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, channels), jnp.float32)
+    return as_net(module(width=width or usual_width, num_classes=num_classes, dtype=dtype), image)
+
+
+def make_generator(*, width: int, latent_dim: int, channels: int, dtype: Any = None) -> Net:
+    """The generator, latent vectors [N, Z] -> images before their tanh."""
+    latent = jax.ShapeDtypeStruct((1, latent_dim), jnp.float32)
+    return as_net(Generator(width=width, channels=channels, dtype=dtype), latent)
+
+
+def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:
+    """A module as two pure functions, for inputs shaped like `example` but for the batch."""
+
+    def init(key: Key) -> Variables:
+        variables = module.init(key, jnp.zeros(example.shape, example.dtype), train=False)
+        return Variables(variables["params"], variables.get("batch_stats", {}))
+
+    def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
+        if not train:
+            return module.apply(variables._asdict(), x, train=False), variables.batch_stats
+        out, updated = module.apply(
+            variables._asdict(), x, train=True, mutable=["batch_stats"]
+        )
+        return out, updated.get("batch_stats", {})
+
+    return Net(init, apply)
+
+
+def stack(net: Net, num: int) -> Net:
+    """`num` independently initialised copies on axis 0: x [N, ...] -> out [num, N, ...]."""
+
+    def init(key: Key) -> Variables:
+        return jax.vmap(net.init)(jax.random.split(key, num))
+
+    def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
+        one = functools.partial(net.apply, train=train)
+        return jax.vmap(one, in_axes=(0, None))(variables, x)
+
+    return Net(init, apply)

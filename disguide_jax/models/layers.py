@@ -1,0 +1,119 @@
+"""The layers that all networks share, with PyTorch's defaults.
+
+Every module of a network is named by its PyTorch path ("layer1.0.conv1"), so that its
+variables are a flat dict which `disguide_jax.convert` maps to a state dict mechanically.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from disguide_jax.models.conv import conv_general_dilated
+
+Array = jax.Array
+
+kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# PyTorch's default for linear and convolution kernels: uniform within 1 / sqrt(fan in).
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def uniform_bias(fan_in: int) -> Any:
+    """PyTorch's default for biases: uniform within 1 / sqrt(fan in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def conv(
+    x: Array,
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    bias: bool,
+    kernel_init: Any = uniform_fan_in,
+    dtype: Any,
+    name: str,
+) -> Array:
+    """A square convolution of [N, H, W, channels], padded explicitly.
+
+    "SAME" would pad a stride of 2 on the other side than PyTorch does.
+    """
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=padding,
+        use_bias=bias,
+        kernel_init=kernel_init,
+        bias_init=uniform_bias(kernel * kernel * x.shape[-1]),
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )(x)
+
+
+def dense(x: Array, features: int, *, dtype: Any, name: str) -> Array:
+    """A linear layer on [N, features]."""
+    return nn.Dense(
+        features,
+        kernel_init=uniform_fan_in,
+        bias_init=uniform_bias(x.shape[-1]),
+        dtype=dtype,
+        name=name,
+    )(x)
+
+
+def channels_first(x: Array) -> Array:
+    """[N, H, W, channels] -> [N, channels * H * W], the order in which PyTorch flattens."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
+def at_least_float32(x: Array) -> Array:
+    """Widens bfloat16; leaves float32 and float64 alone."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class BatchNorm(nn.Module):
+    """PyTorch's batch norm over all axes but the last.
+
+    It differs from Flax's in that the running variance is the unbiased one, which a clone's
+    answers in eval mode depend on, and that statistics are computed in two passes (the
+    difference of squares loses half the digits), in float32 at least.
+    """
+
+    affine: bool = True
+    momentum: float = 0.1  # weight of the new value, PyTorch's convention
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        features = x.shape[-1:]
+        across = (1,) * (x.ndim - 1) + features  # broadcasts against x
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features)
+        wide = at_least_float32(x)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = wide.mean(axes, keepdims=True)
+            var = jnp.square(wide - mean).mean(axes, keepdims=True)
+            count = x.size // x.shape[-1]
+            self._track(running_mean, mean)
+            self._track(running_var, var * (count / (count - 1)))
+        else:
+            mean, var = (r.value.reshape(across) for r in (running_mean, running_var))
+        factor = jax.lax.rsqrt(var + self.epsilon)
+        if self.affine:
+            factor *= self.param("scale", nn.initializers.ones, features).reshape(across)
+        y = (wide - mean) * factor
+        if self.affine:
+            y += self.param("bias", nn.initializers.zeros, features).reshape(across)
+        return y.astype(x.dtype)
+
+    def _track(self, running: nn.Variable, new: Array) -> None:
+        if not self.is_initializing():
+            new = new.reshape(running.value.shape)
+            running.value = (1 - self.momentum) * running.value + self.momentum * new

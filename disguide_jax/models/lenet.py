@@ -1,0 +1,41 @@
+"""LeNet-5 and its half, for 32x32 images."""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from disguide_jax.models.layers import at_least_float32, channels_first, conv, dense
+
+Array = jax.Array
+
+
+class LeNet5(nn.Module):
+    """Images [N, 32, 32, channels] -> logits [N, K].
+
+    `width` is the number of first feature maps: 6 is LeNet-5 (6-16-120-84), 3 its half.
+    """
+
+    width: int
+    num_classes: int
+    dtype: Any = None  # compute dtype; None follows parameters and input
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        del train  # no batch norm, no dropout
+        widths = [features * self.width // 6 for features in (6, 16, 120)]
+        for i, features in enumerate(widths, start=1):
+            x = conv(x, features, 5, bias=True, dtype=self.dtype, name=f"conv{i}")
+            x = nn.relu(x)
+            if i < 3:
+                x = max_pool(x)
+        x = channels_first(x)
+        x = nn.relu(dense(x, 84 * self.width // 6, dtype=self.dtype, name="fc1"))
+        return at_least_float32(dense(x, self.num_classes, dtype=self.dtype, name="fc2"))
+
+
+def max_pool(x: Array) -> Array:
+    """The largest of every 2x2 pixels, [N, H, W, channels] -> [N, H/2, W/2, channels]."""
+    # Not nn.max_pool: its gradient, select-and-scatter, is slow on CPUs.
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))

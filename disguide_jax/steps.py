@@ -1,0 +1,151 @@
+"""The train state and the compiled step: state -> (state, metrics), whatever the method."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from disguide_jax import models, optim, replay
+from disguide_jax.config import Config
+from disguide_jax.errors import UserError
+from disguide_jax.methods import disguide
+from disguide_jax.state import Array, Metrics, Networks, Optimizers, TrainState
+
+METHODS = {"disguide": disguide}
+
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def method_of(config: Config) -> ModuleType:
+    """The module of the configured method.
+
+    Raises:
+      UserError: there is no such method, or the configuration does not suit it.
+    """
+    if config.method not in METHODS:
+        raise UserError(
+            f"config.method is {config.method!r}; it must be one of {', '.join(METHODS)}"
+        )
+    method = METHODS[config.method]
+    method.check(config)
+    return method
+
+
+def num_rounds(config: Config) -> int:
+    """Rounds that the budget pays for in full; what is left over is never sent.
+
+    Raises:
+      UserError: it pays for none.
+    """
+    cost = method_of(config).queries_per_round(config)
+    if config.query_budget < cost:
+        raise UserError(
+            f"config.query_budget is {config.query_budget:,}; it must be at least "
+            f"{cost:,}, which is what one round costs"
+        )
+    return config.query_budget // cost
+
+
+def make_networks(
+    config: Config, *, num_classes: int, channels: int, dtype: Any = None
+) -> Networks:
+    """The generator and the stacked clones, computing in `dtype` (None: as their weights)."""
+    clone = models.make_classifier(
+        config.clones.model,
+        width=config.clones.width,
+        num_classes=num_classes,
+        channels=channels,
+        dtype=dtype,
+    )
+    generator = models.make_generator(
+        width=config.generator.width,
+        latent_dim=config.generator.latent_dim,
+        channels=channels,
+        dtype=dtype,
+    )
+    return Networks(generator, models.stack(clone, config.num_clones))
+
+
+def make_optimizers(config: Config) -> Optimizers:
+    """Both optimisers, with schedules over the whole budget."""
+    method = method_of(config)
+    return optim.make_optimizers(
+        config,
+        num_rounds=num_rounds(config),
+        generator_updates=method.generator_updates_per_round(config),
+        clone_updates=method.clone_updates_per_round(config),
+    )
+
+
+def init_state(
+    config: Config, networks: Networks, tx: Optimizers, *, num_classes: int, channels: int
+) -> TrainState:
+    """A fresh state: initialised networks and optimisers, an empty replay, nothing spent."""
+    root, generator_key, clones_key = jax.random.split(jax.random.key(config.seed), 3)
+    generator, clones = networks.generator.init(generator_key), networks.clones.init(clones_key)
+    size = (models.IMAGE_SIZE, models.IMAGE_SIZE, channels)
+    images = jax.ShapeDtypeStruct((config.batch_size, *size), jnp.dtype(config.replay.dtype))
+    answers = (
+        jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+        if config.labels == "hard"
+        else jax.ShapeDtypeStruct((config.batch_size, num_classes), jnp.float32)
+    )
+    return TrainState(
+        round=jnp.zeros((), jnp.int32),
+        queries=jnp.zeros((), jnp.int32),
+        key=root,
+        generator=generator,
+        clones=clones,
+        generator_opt=tx.generator.init(generator.params),
+        clones_opt=tx.clones.init(clones.params),
+        replay=replay.init(config.replay.size, images, answers),
+    )
+
+
+def make_train_step(
+    config: Config, networks: Networks, tx: Optimizers, *, channels: int
+) -> TrainStep:
+    """The pure function (state, victim) -> (state, metrics) of one round.
+
+    `victim` is any pytree that can be called with images [N, H, W, channels] in [-1, 1] and
+    answers with probabilities [N, K] or labels [N]; see `disguide_jax.victim`.
+    """
+    return method_of(config).make_round(config, networks, tx, channels=channels)
+
+
+def make_train_call(train_step: TrainStep, *, looped: bool) -> Callable:
+    """Compiles the step: (state, victim, num_rounds) -> (state, metric sums, rounds played).
+
+    The state is donated. Rounds after one with a metric that is not finite are not played, so
+    that nothing more is spent on them.
+
+    Args:
+      train_step: from `make_train_step`.
+      looped: play `num_rounds` rounds on the device in one call. Otherwise a call is one
+        round, as suits CPUs, where a convolution's gradient inside a loop is 30 times slower.
+    """
+
+    def one_round(state: TrainState, victim: Any, num_rounds: Any) -> tuple:
+        del num_rounds
+        return *train_step(state, victim), 1
+
+    def many_rounds(state: TrainState, victim: Any, num_rounds: Any) -> tuple:
+        shapes = jax.eval_shape(train_step, state, victim)[1]
+        zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes)
+
+        def going_on(carry: tuple) -> Array:
+            _, sums, played = carry
+            finite = jnp.isfinite(jnp.stack(jax.tree.leaves(sums))).all()
+            return (played < num_rounds) & finite
+
+        def play(carry: tuple) -> tuple:
+            state, sums, played = carry
+            state, metrics = train_step(state, victim)
+            return state, jax.tree.map(jnp.add, sums, metrics), played + 1
+
+        # A dynamic count, so that a short last call compiles nothing new.
+        return jax.lax.while_loop(going_on, play, (state, zeros, jnp.int32(0)))
+
+    return jax.jit(many_rounds if looped else one_round, donate_argnames="state")

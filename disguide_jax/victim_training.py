@@ -1,0 +1,582 @@
+"""Trains a victim on real images: SGD, a stepwise learning rate, random crops and flips.
+
+`configs/victim_*.py` hold the recipes. The data set lies on the device as uint8 and the
+augmentation runs there. The result is that of the last epoch: nothing is selected by test
+accuracy. On one machine with one version of JAX a command always gives the same file on the
+CPU, whether or not it was interrupted.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import safetensors
+import tqdm
+from flax import struct
+
+from disguide_jax import checkpoint, convert, data, losses, models, optim, train, writers
+from disguide_jax.config import PRECISIONS
+from disguide_jax.errors import UserError
+from disguide_jax.evaluate import to_float
+from disguide_jax.state import Array, Key, Metrics, Net, Variables
+from disguide_jax.victim import Victim, make_victim
+
+ORDER, AUGMENTATION = range(2)  # streams of random numbers
+NO_PART_OF_THE_RECIPE = {
+    "checkpoint_every_epochs",
+    "data_dir",
+    "evaluate_every_epochs",
+    "name",
+    "output",
+    "test_images",
+}
+
+
+@dataclasses.dataclass
+class VictimTrainingConfig:
+    """The training of one victim."""
+
+    name: str  # of the configuration; the default workdir is runs/<name>
+    dataset: str
+    model: str  # a key of models.CLASSIFIERS
+    width: int = 0  # 0 is the model's usual one
+    seed: int = 0
+    data_dir: str = ""  # where <dataset>.npz or the prepared TFDS data set lies
+    output: str = ""  # "" is victims/<dataset>-<model>.safetensors
+    train_images: int = 0  # take only the first so many; 0 takes all
+    test_images: int = 0
+    epochs: int = 240
+    batch_size: int = 256  # images that fill no batch wait for another epoch's order
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_at: tuple[float, ...] = (0.25, 0.5, 0.75)  # fractions of the epochs
+    decay_factor: float = 0.2
+    crop_padding: int = 4  # shifts of up to so many pixels; what comes in is black
+    flip: bool = True  # mirror every second image
+    precision: str = "auto"  # "auto": bfloat16 on a GPU or TPU, float32 on the CPU
+    evaluate_every_epochs: int = 1
+    checkpoint_every_epochs: int = 10
+
+
+class Images(NamedTuple):
+    """A data set's split on the device."""
+
+    images: Array  # [M, 32, 32, channels] uint8
+    labels: Array  # [M] int32
+
+
+@struct.dataclass
+class VictimState:
+    """Everything a training step reads and writes."""
+
+    step: Array  # [] int32, updates made
+    key: Key  # root key; those of epochs and steps are folded in
+    variables: Variables
+    opt_state: optax.OptState
+
+
+TrainStep = Callable[[VictimState, Images, Array], tuple[VictimState, Metrics]]
+
+
+class Run(NamedTuple):
+    """What a training is made of and does not change."""
+
+    config: VictimTrainingConfig
+    info: data.Info
+    train_set: Images
+    test_set: Images
+    net: Net
+    dtype: jnp.dtype
+    steps_per_epoch: int
+    init: Callable[[], VictimState]
+    train_step: TrainStep
+
+
+class Stopped(Exception):  # noqa: N818
+    """The training was asked to stop and is saved; `signum` is the signal that asked."""
+
+    def __init__(self, signum: int, epoch: int):
+        super().__init__(f"Stopped after {epoch} epochs; everything is saved.")
+        self.signum = signum
+
+
+def validate(config: VictimTrainingConfig) -> None:
+    """Checks every value that does not need a file or a device.
+
+    Raises:
+      UserError: names the key, its value, and what would be right.
+    """
+
+    def check(key: str, right: bool, what: str) -> None:
+        if not right:
+            raise UserError(f"config.{key} is {getattr(config, key)!r}; it must be {what}")
+
+    check("name", config.name and "/" not in config.name, "a plain file name")
+    for key, allowed in {"model": models.CLASSIFIERS, "precision": PRECISIONS}.items():
+        check(key, getattr(config, key) in allowed, f"one of {', '.join(allowed)}")
+    is_weights = config.output == "" or config.output.endswith(".safetensors")
+    check("output", is_weights, "a .safetensors file")
+    for key in ("epochs", "batch_size", "evaluate_every_epochs", "checkpoint_every_epochs"):
+        check(key, getattr(config, key) >= 1, "at least 1")
+    check("batch_size", config.batch_size >= 2, "at least 2, for batch statistics")
+    for key in ("width", "train_images", "test_images", "crop_padding"):
+        check(key, getattr(config, key) >= 0, "at least 0")
+    check("seed", 0 <= config.seed < 2**32, "from 0 to 4,294,967,295")
+    for key in ("learning_rate", "decay_factor"):
+        check(key, 0 < getattr(config, key) < math.inf, "above 0")
+    check("weight_decay", 0 <= config.weight_decay < math.inf, "at least 0")
+    check("momentum", 0 <= config.momentum < 1, "from 0 to below 1")
+    check(
+        "decay_at",
+        list(config.decay_at) == sorted(set(config.decay_at))
+        and all(0 < fraction < 1 for fraction in config.decay_at),
+        "growing fractions between 0 and 1",
+    )
+
+
+def select(config: VictimTrainingConfig, variant: str) -> VictimTrainingConfig:
+    """What `configs/NAME.py:variant` means: "" is the run itself, "smoke" its tiny twin.
+
+    Raises:
+      UserError: there is no such variant.
+    """
+    if variant == "":
+        return config
+    if variant != "smoke":
+        raise UserError(f"{config.name} has no variant {variant!r}; the only one is 'smoke'")
+    config.name += "-smoke"
+    config.output = f"victims/{config.dataset}-{config.model}-smoke.safetensors"
+    config.width = min(config.width or 4, 4)
+    config.train_images, config.test_images, config.batch_size = 256, 256, 32
+    config.epochs, config.evaluate_every_epochs, config.checkpoint_every_epochs = 2, 1, 1
+    return config
+
+
+def augment(key: Key, images: Array, *, padding: int, flip: bool) -> Array:
+    """Shifts every image at random and mirrors half of them.
+
+    Args:
+      key: of this batch.
+      images: [N, H, W, channels], of any type; black is 0.
+      padding: black pixels added on every side, of which a random window is kept.
+      flip: whether to mirror.
+
+    Returns:
+      Images of the same shape and type.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    size = images.shape[1:]
+    if padding:
+        edge = (padding, padding)
+        padded = jnp.pad(images, [(0, 0), edge, edge, (0, 0)])
+        corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
+        images = jax.vmap(
+            lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), size)
+        )(padded, corners)
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+
+def draw_order(key: Key, epoch: Array | int, num_images: int, batch_size: int) -> Array:
+    """The images of every batch of an epoch, [B, N]: each image at most once.
+
+    Shapes must be static, so the images that would make a smaller last batch are left out;
+    they differ from epoch to epoch.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(key, epoch), ORDER)
+    num_batches = num_images // batch_size
+    order = jax.random.permutation(key, num_images)
+    return order[: num_batches * batch_size].reshape(num_batches, batch_size)
+
+
+def make_optimizer(
+    config: VictimTrainingConfig, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """SGD with momentum; its learning rate falls by steps."""
+    boundaries = {
+        int(fraction * config.epochs) * steps_per_epoch: config.decay_factor
+        for fraction in config.decay_at
+    }
+    schedule = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
+    return optim.sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def init_state(
+    config: VictimTrainingConfig, net: Net, tx: optax.GradientTransformation
+) -> VictimState:
+    """A fresh state: an initialised network and its optimiser."""
+    init_key, root = jax.random.split(jax.random.key(config.seed))
+    variables = net.init(init_key)
+    return VictimState(jnp.zeros((), jnp.int32), root, variables, tx.init(variables.params))
+
+
+def make_train_step(
+    config: VictimTrainingConfig, net: Net, tx: optax.GradientTransformation, info: data.Info
+) -> TrainStep:
+    """The pure function (state, train set, rows [N]) -> (state, metrics) of one update.
+
+    Rows are indices into the train set. The metrics are sums over the batch.
+    """
+    mean, std = (jnp.asarray(x).reshape(1, 1, 1, -1) for x in (info.mean, info.std))
+
+    def train_step(state: VictimState, train_set: Images, rows: Array) -> tuple:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), AUGMENTATION)
+        # Black comes in before the normalisation, as in the usual PyTorch recipe.
+        images = augment(
+            key, train_set.images[rows], padding=config.crop_padding, flip=config.flip
+        )
+        images = (images.astype(jnp.float32) / 255 - mean) / std
+        labels = train_set.labels[rows]
+
+        def mean_loss(params: Any) -> tuple[Array, tuple[Any, Array]]:
+            variables = state.variables._replace(params=params)
+            logits, batch_stats = net.apply(variables, images, train=True)
+            loss = losses.hard_cross_entropy(logits, labels=labels).mean()
+            return loss, (batch_stats, (jnp.argmax(logits, axis=-1) == labels).sum())
+
+        params = state.variables.params
+        value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
+        (loss, (batch_stats, num_correct)), grads = value_and_grad(params)
+        updates, opt_state = tx.update(grads, state.opt_state, params)
+        variables = Variables(optax.apply_updates(params, updates), batch_stats)
+        state = state.replace(step=state.step + 1, variables=variables, opt_state=opt_state)
+        return state, {"loss": loss * len(rows), "accuracy": num_correct}
+
+    return train_step
+
+
+def make_train_call(train_step: TrainStep, *, looped: bool) -> Callable:
+    """Compiles the step: (state, train set, batches of rows [B, N]) -> (state, metric sums).
+
+    The state is donated.
+
+    Args:
+      train_step: from `make_train_step`.
+      looped: make all B updates on the device in one call. Otherwise B must be 1, as suits
+        CPUs, where a convolution's gradient inside a loop is 30 times slower.
+    """
+
+    def one_batch(state: VictimState, train_set: Images, batches: Array) -> tuple:
+        (rows,) = batches
+        return train_step(state, train_set, rows)
+
+    def many_batches(state: VictimState, train_set: Images, batches: Array) -> tuple:
+        state, metrics = jax.lax.scan(
+            lambda state, rows: train_step(state, train_set, rows), state, batches
+        )
+        return state, jax.tree.map(lambda m: m.sum(axis=0), metrics)
+
+    return jax.jit(many_batches if looped else one_batch, donate_argnames="state")
+
+
+def make_evaluate(net: Net, info: data.Info) -> Callable[[Variables, Images], float]:
+    """A function that gives the accuracy on a test set, through the oracle that clones ask."""
+
+    @jax.jit
+    def count(victim: Victim, images: Array, labels: Array) -> Array:
+        return (victim(to_float(images)) == labels).sum()
+
+    def evaluate(variables: Variables, test_set: Images, batch_size: int = 500) -> float:
+        victim = make_victim(net, variables, mean=info.mean, std=info.std, hard_labels=True)
+        total = len(test_set.labels)
+        batches = (slice(i, i + batch_size) for i in range(0, total, batch_size))
+        counts = [count(victim, test_set.images[b], test_set.labels[b]) for b in batches]
+        return sum(map(int, counts)) / total
+
+    return evaluate
+
+
+def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains a victim, or continues the training that `workdir` holds, and writes its weights.
+
+    The workdir gets config.json, metrics.jsonl with one line per epoch, checkpoints and, at
+    the end, summary.json.
+
+    Args:
+      config: of the training.
+      workdir: made if absent. A finished one is left as it is.
+
+    Returns:
+      What summary.json holds.
+
+    Raises:
+      UserError: a mistake in the configuration or the files, or a loss that is not finite.
+      Stopped: SIGTERM or SIGINT came; the training is saved.
+    """
+    validate(config)
+    workdir, output = pathlib.Path(workdir), output_path(config)
+    summary_path = workdir / "summary.json"
+    started_with = _read_started_config(workdir)
+    if started_with is not None:
+        train.refuse_other_config(started_with, config, workdir, extend=False)
+        if summary_path.exists() and output.exists():
+            print(f"{workdir} is finished, its weights are {output}. Nothing to do.")
+            return json.loads(summary_path.read_text())
+    refuse_to_overwrite(output, config)
+
+    run = build(config)
+    _make_folder(workdir, "--workdir")
+    _make_folder(output.parent, "config.output")
+    with checkpoint.lock(workdir), checkpoint.Checkpoints(workdir / "checkpoints") as saved:
+        restored = saved.restore(jax.eval_shape(run.init))
+        state, history = restored or (run.init(), {"epochs": []})
+        print(describe(run, state), f"workdir {workdir}", sep="\n", flush=True)
+        writers.write_json(workdir / "config.json", {"config": dataclasses.asdict(config)})
+        state = train_epochs(run, state, history["epochs"], saved, workdir)
+        summary = summarise(run, history["epochs"])
+        refuse_to_overwrite(output, config)
+        convert.save_state_dict(
+            output,
+            convert.to_state_dict(jax.device_get(state.variables)),
+            weights_metadata(run, summary["test_accuracy"]),
+        )
+        writers.write_json(summary_path, summary)
+    print(
+        f"test accuracy {summary['test_accuracy']:.4f} after {config.epochs} epochs, "
+        f"{summary['wall_seconds'] / 60:.1f} minutes: {output}",
+        flush=True,
+    )
+    return summary
+
+
+def build(config: VictimTrainingConfig) -> Run:
+    """Loads the images and makes everything else.
+
+    Raises:
+      UserError: there is no such data, or not enough of it.
+    """
+    info = data.describe(config.dataset, config.data_dir)
+    train_set = load(config, "train", config.train_images)
+    test_set = load(config, "test", config.test_images)
+    steps_per_epoch = len(train_set.labels) // config.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"config.batch_size is {config.batch_size:,}; it must be at most the number of "
+            f"training images, {len(train_set.labels):,}"
+        )
+    dtype = train.compute_dtype(config.precision)
+    net = models.make_classifier(
+        config.model,
+        width=config.width,
+        num_classes=info.num_classes,
+        channels=info.channels,
+        dtype=None if dtype == jnp.float32 else dtype,
+    )
+    tx = make_optimizer(config, steps_per_epoch)
+    return Run(
+        config=config,
+        info=info,
+        train_set=train_set,
+        test_set=test_set,
+        net=net,
+        dtype=dtype,
+        steps_per_epoch=steps_per_epoch,
+        init=jax.jit(lambda: init_state(config, net, tx)),
+        train_step=make_train_step(config, net, tx, info),
+    )
+
+
+def train_epochs(
+    run: Run,
+    state: VictimState,
+    history: list[dict[str, Any]],
+    saved: checkpoint.Checkpoints,
+    workdir: pathlib.Path,
+) -> VictimState:
+    """Trains the epochs that are left; logs, evaluates and saves on the way.
+
+    Args:
+      run: what is trained on what.
+      state: after the epochs of `history`.
+      history: a line of metrics for each epoch, which is added to.
+      saved: where checkpoints go.
+      workdir: where `metrics.jsonl` goes.
+    """
+    config, batch_size = run.config, run.config.batch_size
+    num_images = len(run.train_set.labels)
+    looped = jax.default_backend() != "cpu"
+    train_call = make_train_call(run.train_step, looped=looped)
+    draw = jax.jit(draw_order, static_argnums=(2, 3))
+    evaluate = make_evaluate(run.net, run.info)
+
+    # Written anew: epochs after the checkpoint are trained, and logged, once more.
+    log = (workdir / "metrics.jsonl").open("w")
+    log.writelines(json.dumps(line) + "\n" for line in history)
+    bar = tqdm.tqdm(
+        total=config.epochs * run.steps_per_epoch * batch_size,
+        initial=int(state.step) * batch_size,
+        unit="image",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    )
+    with log, contextlib.closing(bar), train.stop_requests() as stop:
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            start = time.perf_counter()
+            order = draw(state.key, epoch, num_images, batch_size)
+            sums = {"loss": 0.0, "accuracy": 0.0}
+            for batches in [order] if looped else order[:, None]:
+                state, metrics = train_call(state, run.train_set, batches)
+                sums = {name: sums[name] + float(metrics[name]) for name in sums}
+                bar.update(batches.size)
+            line = {"epoch": epoch} | {f"train/{k}": v / order.size for k, v in sums.items()}
+            if not math.isfinite(line["train/loss"]):
+                raise UserError(
+                    f"epoch {epoch}: the loss is {line['train/loss']}. A smaller "
+                    "config.learning_rate may help, in a new --workdir."
+                )
+            line["time/train_seconds"] = time.perf_counter() - start
+            finished = epoch == config.epochs
+            if finished or epoch % config.evaluate_every_epochs == 0:
+                line["eval/accuracy"] = evaluate(state.variables, run.test_set)
+            line["time/seconds"] = time.perf_counter() - start
+            history.append(line)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            report(bar, line, config.epochs)
+            if finished or stop or epoch % config.checkpoint_every_epochs == 0:
+                saved.save(state, {"epochs": history})
+            if stop and not finished:
+                saved.wait()
+                raise Stopped(stop[0], epoch)
+    saved.wait()
+    return state
+
+
+def describe(run: Run, state: VictimState) -> str:
+    """What the training is about to do."""
+    config, done = run.config, int(state.step) // run.steps_per_epoch
+    num_params = sum(x.size for x in jax.tree.leaves(state.variables.params))
+    rows = {
+        "victim": f"{config.model} of width {width_of(config)}, {num_params:,} parameters",
+        "images": f"{len(run.train_set.labels):,} of {config.dataset}, "
+        f"tested on {len(run.test_set.labels):,}",
+        "epochs": f"{config.epochs} of {run.steps_per_epoch} batches of {config.batch_size}"
+        + (f"; {done} are done" if done else ""),
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()}), {run.dtype.name}",
+        "weights": str(output_path(config)),
+    }
+    return "\n".join(f"{name:<7} {value}" for name, value in rows.items())
+
+
+def load(config: VictimTrainingConfig, split: str, num_images: int) -> Images:
+    """The first `num_images` of a split (0: all of them) on the device.
+
+    Raises:
+      UserError: there are not so many, or no such data.
+    """
+    images, labels = data.load(config.dataset, split, config.data_dir)
+    if num_images > len(images):
+        raise UserError(
+            f"config.{split}_images is {num_images:,}; it must be at most {len(images):,}, "
+            f"which is what {config.dataset} has"
+        )
+    keep = slice(num_images or None)
+    return Images(jnp.asarray(images[keep]), jnp.asarray(labels[keep], jnp.int32))
+
+
+def output_path(config: VictimTrainingConfig) -> pathlib.Path:
+    """The file that the weights go to; extraction configurations look for the default one."""
+    return pathlib.Path(config.output or f"victims/{config.dataset}-{config.model}.safetensors")
+
+
+def refuse_to_overwrite(output: pathlib.Path, config: VictimTrainingConfig) -> None:
+    """Refuses to replace a file that another recipe made.
+
+    Raises:
+      UserError: there is such a file.
+    """
+    if not output.exists():
+        return
+    try:
+        with safetensors.safe_open(output, "numpy") as file:
+            made_by = (file.metadata() or {}).get("recipe")
+    except (OSError, safetensors.SafetensorError):
+        made_by = None
+    if made_by != json.dumps(recipe(config)):
+        raise UserError(
+            f"config.output: {output} exists and is not of this training; move it away or "
+            "name another file: --config.output=FILE.safetensors"
+        )
+
+
+def recipe(config: VictimTrainingConfig) -> dict[str, Any]:
+    """The part of the configuration that decides about the weights."""
+    return {
+        key: value
+        for key, value in dataclasses.asdict(config).items()
+        if key not in NO_PART_OF_THE_RECIPE
+    }
+
+
+def weights_metadata(run: Run, test_accuracy: float) -> dict[str, str]:
+    """What the file of weights says about itself; everything but names is JSON."""
+    config = run.config
+    return {
+        "model": config.model,
+        "width": json.dumps(width_of(config)),
+        "dataset": config.dataset,
+        "mean": json.dumps(run.info.mean),
+        "std": json.dumps(run.info.std),
+        "test_accuracy": json.dumps(test_accuracy),
+        "recipe": json.dumps(recipe(config)),
+    }
+
+
+def width_of(config: VictimTrainingConfig) -> int:
+    """The configured width, or the model's usual one."""
+    return config.width or models.CLASSIFIERS[config.model][1]
+
+
+def summarise(run: Run, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of summary.json; the accuracies are those of the last epoch."""
+    return {
+        "config": dataclasses.asdict(run.config),
+        "weights": str(output_path(run.config)),
+        "epochs": run.config.epochs,
+        "train_images": len(run.train_set.labels),
+        "test_images": len(run.test_set.labels),
+        "train_accuracy": history[-1]["train/accuracy"],
+        "test_accuracy": history[-1]["eval/accuracy"],
+        "wall_seconds": sum(line["time/seconds"] for line in history),
+    }
+
+
+def report(bar: tqdm.tqdm, line: dict[str, Any], epochs: int) -> None:
+    """Says how an epoch went: beside the bar on a terminal, in a line of its own elsewhere."""
+    parts = [f"epoch {line['epoch']} of {epochs}", f"loss {line['train/loss']:.4f}"]
+    if "eval/accuracy" in line:
+        parts.append(f"test accuracy {line['eval/accuracy']:.4f}")
+    if bar.disable:
+        print(*parts, f"{line['time/seconds']:.1f} s", sep=", ", flush=True)
+    else:
+        bar.set_postfix_str(", ".join(parts))
+
+
+def _make_folder(folder: pathlib.Path, key: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: cannot make {folder}: {error.strerror}") from error
+
+
+def _read_started_config(workdir: pathlib.Path) -> dict | None:
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}; choose another --workdir") from error

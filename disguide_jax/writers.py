@@ -1,0 +1,123 @@
+"""What a run writes for people and programs to read: lines, events, pictures, the progress."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import tensorboardX
+import tqdm
+from PIL import Image
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file that is either whole or not there."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class MetricsLog:
+    """`metrics.jsonl` and its copy for TensorBoard, continued across restarts.
+
+    Args:
+      workdir: where `metrics.jsonl` and `tb/` are.
+      num_bytes: how much of an existing file is kept: what was written up to the checkpoint
+        that the run continues from. Later lines will be written again.
+      queries: of that checkpoint; TensorBoard hides later points.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, num_bytes: int, queries: int):
+        self._file = (workdir / "metrics.jsonl").open("ab")
+        self._file.truncate(num_bytes)
+        self._file.seek(num_bytes)
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tb"), purge_step=queries + 1, write_to_disk=True
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of `metrics.jsonl`, for the next checkpoint."""
+        return self._file.tell()
+
+    def write(self, queries: int, metrics: dict[str, Any]) -> None:
+        """Appends one line; numbers, and lists of numbers."""
+        line = json.dumps({"queries": queries} | metrics, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            if isinstance(value, list):
+                for i, item in enumerate(value):
+                    self._tensorboard.add_scalar(f"{name}_{i}", item, queries)
+            else:
+                self._tensorboard.add_scalar(name, value, queries)
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._tensorboard.close()
+
+
+def save_image_grid(path: pathlib.Path, images: np.ndarray) -> None:
+    """Writes [N, H, W, channels] images in [-1, 1] as one PNG, in rows of about sqrt(N)."""
+    pixels = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    columns = math.ceil(math.sqrt(len(pixels)))
+    rows = math.ceil(len(pixels) / columns)
+    pixels = np.pad(pixels, [(0, rows * columns - len(pixels)), (1, 1), (1, 1), (0, 0)])
+    _, height, width, channels = pixels.shape
+    grid = pixels.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    grid = grid.reshape(rows * height, columns * width, channels)
+    Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere: queries, queries/s, time left, accuracy."""
+
+    def __init__(self, *, total: int, done: int):
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=done,
+            unit="query",
+            unit_scale=True,
+            smoothing=0.1,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._accuracy = ""
+
+    def advance(self, queries: int) -> None:
+        """Moves the bar to so many queries."""
+        self._bar.update(queries - self._bar.n)
+
+    def report(self, queries: int, metrics: dict[str, Any]) -> None:
+        """Says how it goes; a line of its own where there is no bar."""
+        if "eval/soft_vote_accuracy" in metrics:
+            self._accuracy = f"soft vote {metrics['eval/soft_vote_accuracy']:.4f}"
+            self._bar.set_postfix_str(self._accuracy)
+        if not self._bar.disable:
+            return
+        rate = metrics.get("time/queries_per_second")
+        parts = [f"{queries:,} of {self._bar.total:,} queries"]
+        if rate:
+            left = _duration((self._bar.total - queries) / rate)
+            parts += [f"{rate:,.0f} queries/s", f"{left} left"]
+        print(*parts, *filter(None, [self._accuracy]), sep=", ", flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

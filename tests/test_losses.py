@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from disguide_jax import losses
+
+rng = np.random.default_rng(0)
+
+
+def random_probs(*shape: int) -> np.ndarray:
+    logits = rng.normal(size=shape)
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+def test_disagreement_of_two_clones_is_their_distance_over_root_two():
+    probs = jnp.array([[[0.9, 0.1], [0.5, 0.5]], [[0.3, 0.7], [0.5, 0.5]]])
+    expected = [0.6 / np.sqrt(2), 0.0]
+    np.testing.assert_allclose(losses.disagreement(probs), expected, rtol=1e-6)
+
+
+def test_disagreement_is_the_unbiased_deviation_over_clones_not_over_the_batch():
+    probs = random_probs(3, 5, 4)
+    expected = probs.std(axis=0, ddof=1).mean(-1)
+    np.testing.assert_allclose(losses.disagreement(jnp.asarray(probs)), expected, rtol=1e-5)
+
+
+def test_disagreement_of_equal_clones_has_gradient_zero_not_nan():
+    probs = jnp.stack([jnp.full((3, 4), 0.25)] * 2)
+    grads = jax.grad(lambda p: losses.disagreement(p).mean())(probs)
+    np.testing.assert_array_equal(grads, jnp.zeros_like(probs))
+
+
+def test_diversity_is_minus_log_k_when_classes_are_alike_and_zero_for_one_class():
+    even = jnp.eye(4)[None].repeat(2, axis=0)  # every image sure, classes balanced
+    single = jnp.zeros((2, 4, 4)).at[..., 0].set(1.0)
+    np.testing.assert_allclose(losses.diversity(even), -np.log(4), rtol=1e-4)
+    np.testing.assert_allclose(losses.diversity(single), 0, atol=1e-4)
+
+
+def test_generator_loss_rewards_disagreement_and_diversity():
+    agree = jnp.zeros((2, 4, 3)).at[..., 0].set(5.0)
+    differ = agree.at[1].set(jnp.zeros((4, 3)).at[:, 1].set(5.0))
+    low, _ = losses.generator_loss(agree, diversity_weight=0.2)
+    high, terms = losses.generator_loss(differ, diversity_weight=0.2)
+    assert high < low
+    expected = -terms["disagreement"] + 0.2 * terms["diversity_loss"]
+    np.testing.assert_allclose(high, expected, rtol=1e-6)
+
+
+def test_centred_log_probs_are_the_logits_up_to_their_mean():
+    logits = rng.normal(size=(5, 4)).astype(np.float32) * 10
+    found = losses.centred_log_probs(jax.nn.softmax(logits))
+    np.testing.assert_allclose(found, logits - logits.mean(-1, keepdims=True), atol=1e-4)
+
+
+def test_centred_log_probs_of_a_rounding_victim_are_finite_and_use_its_floor():
+    probs = jnp.array([[1.0, 0.0, 0.0]])
+    assert np.isfinite(losses.centred_log_probs(probs)).all()
+    found = losses.centred_log_probs(probs, floor=0.005)
+    expected = np.log([1.0, 0.005, 0.005])
+    np.testing.assert_allclose(found[0], expected - expected.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["soft_cross_entropy", "kl_divergence"])
+def test_soft_losses_equal_the_definition_and_kl_is_zero_at_the_target(name):
+    logits, probs = rng.normal(size=(2, 5, 4)), random_probs(5, 4)
+    log_q = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -(probs * log_q).sum(-1)
+    if name == "kl_divergence":
+        expected = (probs * (np.log(probs) - log_q)).sum(-1)
+        at_target = losses.kl_divergence(jnp.log(probs), probs=jnp.asarray(probs))
+        np.testing.assert_allclose(at_target, 0, atol=1e-6)
+    targets = jnp.asarray(np.broadcast_to(probs, logits.shape))
+    found = getattr(losses, name)(jnp.asarray(logits), probs=targets)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_kl_divergence_allows_probabilities_of_zero():
+    value, grads = jax.value_and_grad(
+        lambda logits: losses.kl_divergence(logits, probs=jnp.array([1.0, 0.0])).sum()
+    )(jnp.array([1.0, 2.0]))
+    assert np.isfinite(value)
+    assert np.isfinite(grads).all()
+
+
+def test_l1_is_the_mean_over_classes_for_every_clone_and_image():
+    logits, targets = jnp.arange(12.0).reshape(2, 3, 2), jnp.zeros((2, 3, 2))
+    np.testing.assert_allclose(
+        losses.l1(logits, targets=targets), [[0.5, 2.5, 4.5], [6.5, 8.5, 10.5]]
+    )
+
+
+def test_hard_cross_entropy_gives_all_clones_the_same_labels():
+    logits, labels = jnp.asarray(rng.normal(size=(2, 5, 4))), jnp.array([0, 1, 2, 3, 1])
+    found = losses.hard_cross_entropy(logits, labels=labels)
+    expected = -np.asarray(jax.nn.log_softmax(logits))[:, np.arange(5), labels]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -102,9 +102,7 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path, *, extend: bool = 
     started_with = _read_started_config(workdir)
     if started_with is not None:
         refuse_other_config(started_with, config, workdir, extend=extend)
-        if summary_path.exists() and (
-            started_with["query_budget"] == config.query_budget
-        ):
+        if summary_path.exists() and (started_with["query_budget"] == config.query_budget):
             print(f"{workdir} is finished: see {summary_path}. Nothing to do.")
             return json.loads(summary_path.read_text())
 
@@ -217,7 +215,9 @@ def play(
     log = writers.MetricsLog(
         workdir, num_bytes=progress.log_bytes, queries=round_ * run.round_cost
     )
-    shown = writers.Progress(total=run.num_rounds * run.round_cost, done=round_ * run.round_cost)
+    shown = writers.Progress(
+        total=run.num_rounds * run.round_cost, done=round_ * run.round_cost
+    )
     with contextlib.closing(log), contextlib.closing(shown), stop_requests() as stop:
         while round_ < run.num_rounds:
             next_event = min((round_ // n + 1) * n for n in every.values())
@@ -365,7 +365,7 @@ def summarise(run: Run, state: TrainState, progress: Progress) -> dict[str, Any]
         "query_budget": run.config.query_budget,
         "queries": queries,
         "rounds": int(state.round),
-        "victim_accuracy": scores.victim_accuracy,
+        "victim_accuracy": evaluate.victim_accuracy(run.test_set),
         "soft_vote_accuracy": scores.soft_vote_accuracy,
         "hard_vote_accuracy": scores.hard_vote_accuracy,
         "clone_accuracy": scores.clone_accuracy.tolist(),
@@ -431,7 +431,8 @@ def describe(run: Run, workdir: pathlib.Path) -> str:
         f"{_count(template.clones, share=config.num_clones)} parameters each",
         "generator": f"{_count(template.generator)} parameters",
         "budget": f"{config.query_budget:,} queries: {run.num_rounds:,} rounds of "
-        f"{run.round_cost:,}" + (f", {left_over:,} left over and not sent" if left_over else ""),
+        f"{run.round_cost:,}"
+        + (f", {left_over:,} left over and not sent" if left_over else ""),
         "replay": f"{config.replay.size:,} images in {config.replay.dtype}, "
         f"{_size(_num_bytes(replay))} on the device",
         "device": f"{on}, {run.dtype.name}, "
@@ -518,7 +519,9 @@ def refuse_other_config(
                 "--extend, which computes the schedule anew; or choose another --workdir."
             )
     if changed:
-        lines = "".join(f"\n  config.{k}: {old!r}, now {new!r}" for k, (old, new) in changed.items())
+        lines = "".join(
+            f"\n  config.{k}: {old!r}, now {new!r}" for k, (old, new) in changed.items()
+        )
         raise UserError(
             f"{workdir} was started with another configuration:{lines}\n"
             "Use the same again, or another --workdir."
@@ -581,7 +584,11 @@ def _per_channel(values: tuple[float, ...], channels: int, key: str) -> tuple[fl
 def _flat(nested: dict, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {prefix + key: value}
+        )
     return flat
 
 
@@ -590,7 +597,9 @@ def _count(variables: Variables, share: int = 1) -> str:
 
 
 def _num_bytes(tree: Any) -> int:
-    leaves = (x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+    leaves = (
+        x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import safetensors
+import orbax.checkpoint as ocp
 import tqdm
 from flax import struct
 
 from disguide_jax import checkpoint, convert, data, losses, models, optim, train, writers
-from disguide_jax.config import PRECISIONS
+from disguide_jax.config import PRECISIONS, ScheduleConfig
 from disguide_jax.errors import UserError
 from disguide_jax.evaluate import to_float
 from disguide_jax.state import Array, Key, Metrics, Net, Variables
@@ -59,7 +59,7 @@ class VictimTrainingConfig:
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    decay_at: tuple[float, ...] = (0.25, 0.5, 0.75)  # fractions of the epochs
+    decay_at: tuple[float, ...] = (0.25, 0.5, 0.75)  # fractions of all updates
     decay_factor: float = 0.2
     crop_padding: int = 4  # shifts of up to so many pixels; what comes in is black
     flip: bool = True  # mirror every second image
@@ -204,11 +204,9 @@ def draw_order(key: Key, epoch: Array | int, num_images: int, batch_size: int) -
 def make_optimizer(
     config: VictimTrainingConfig, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """SGD with momentum; its learning rate falls by steps."""
-    boundaries = {
-        int(fraction * config.epochs) * steps_per_epoch: config.decay_factor
-        for fraction in config.decay_at
-    }
+    """SGD with momentum; its learning rate falls at fractions of all updates."""
+    decay = ScheduleConfig(fractions=config.decay_at, factor=config.decay_factor)
+    boundaries = optim.schedule_boundaries(decay, config.epochs * steps_per_epoch)
     schedule = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
     return optim.sgd(schedule, momentum=config.momentum, weight_decay=config.weight_decay)
 
@@ -329,13 +327,14 @@ def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[st
     run = build(config)
     _make_folder(workdir, "--workdir")
     _make_folder(output.parent, "config.output")
-    with checkpoint.lock(workdir), checkpoint.Checkpoints(workdir / "checkpoints") as saved:
-        restored = saved.restore(jax.eval_shape(run.init))
-        state, history = restored or (run.init(), {"epochs": []})
+    folder = workdir.absolute() / "checkpoints"
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with checkpoint.lock(workdir), ocp.CheckpointManager(folder, options=options) as saved:
+        state, history = restore(saved, run)
         print(describe(run, state), f"workdir {workdir}", sep="\n", flush=True)
         writers.write_json(workdir / "config.json", {"config": dataclasses.asdict(config)})
-        state = train_epochs(run, state, history["epochs"], saved, workdir)
-        summary = summarise(run, history["epochs"])
+        state = train_epochs(run, state, history, saved, workdir)
+        summary = summarise(run, history)
         refuse_to_overwrite(output, config)
         convert.save_state_dict(
             output,
@@ -392,7 +391,7 @@ def train_epochs(
     run: Run,
     state: VictimState,
     history: list[dict[str, Any]],
-    saved: checkpoint.Checkpoints,
+    saved: ocp.CheckpointManager,
     workdir: pathlib.Path,
 ) -> VictimState:
     """Trains the epochs that are left; logs, evaluates and saves on the way.
@@ -447,12 +446,30 @@ def train_epochs(
             log.flush()
             report(bar, line, config.epochs)
             if finished or stop or epoch % config.checkpoint_every_epochs == 0:
-                saved.save(state, {"epochs": history})
+                checkpoint_args = ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history)
+                )
+                saved.save(epoch, args=checkpoint_args)
             if stop and not finished:
-                saved.wait()
                 raise Stopped(stop[0], epoch)
-    saved.wait()
     return state
+
+
+def restore(saved: ocp.CheckpointManager, run: Run) -> tuple[VictimState, list[dict[str, Any]]]:
+    """The newest checkpoint, or a fresh state, and the metrics of its epochs."""
+    epoch = saved.latest_step()
+    if epoch is None:
+        return run.init(), []
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(run.init),
+    )
+    args = ocp.args.Composite(
+        state=ocp.args.StandardRestore(template), history=ocp.args.JsonRestore()
+    )
+    restored = saved.restore(epoch, args=args)
+    return restored.state, restored.history
 
 
 def describe(run: Run, state: VictimState) -> str:
@@ -501,9 +518,8 @@ def refuse_to_overwrite(output: pathlib.Path, config: VictimTrainingConfig) -> N
     if not output.exists():
         return
     try:
-        with safetensors.safe_open(output, "numpy") as file:
-            made_by = (file.metadata() or {}).get("recipe")
-    except (OSError, safetensors.SafetensorError):
+        made_by = convert.load_metadata(output).get("recipe")
+    except UserError:
         made_by = None
     if made_by != json.dumps(recipe(config)):
         raise UserError(

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # most time goes to compiling
 
 import jax
 import pytest

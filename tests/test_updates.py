@@ -1,46 +1,16 @@
-"""The parts of a round on tiny networks, against NumPy and PyTorch's rules."""
+"""The parts of a round on networks of one layer, against NumPy and PyTorch's rules."""
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
-from disguide_jax import models, steps, updates
-from disguide_jax.config import ClonesConfig, Config, GeneratorConfig, ReplayConfig
+from disguide_jax import updates
+from disguide_jax.config import ClonesConfig, GeneratorConfig, ReplayConfig
 from disguide_jax.methods import disguide
-
-NUM_CLASSES = 5
-
-
-def tiny_config(**changes) -> Config:
-    config = Config(
-        name="tiny",
-        dataset="digits",
-        labels="hard",
-        query_budget=60,
-        batch_size=6,
-        generator=GeneratorConfig(width=2, latent_dim=4),
-        clones=ClonesConfig(model="lenet5_half"),
-        replay=ReplayConfig(size=16, batches=2),
-    )
-    return dataclasses.replace(config, **changes)
-
-
-def tiny_run(config: Config, channels: int = 3):
-    networks = steps.make_networks(config, num_classes=NUM_CLASSES, channels=channels)
-    tx = steps.make_optimizers(config)
-    state = steps.init_state(
-        config, networks, tx, num_classes=NUM_CLASSES, channels=channels
-    )
-    return networks, tx, state
-
-
-def brightness(images: jax.Array) -> jax.Array:
-    """A victim that needs no network: the class is the brightness."""
-    level = (images.mean(axis=(1, 2, 3)) + 1) / 2
-    return jnp.clip(level * NUM_CLASSES, 0, NUM_CLASSES - 1).astype(jnp.int32)
 
 
 def test_gray_images_have_one_channel_in_place_of_all_and_the_rest_is_untouched():
@@ -64,14 +34,14 @@ def test_no_image_turns_gray_where_none_should_or_can(every, channels):
 
 
 def test_query_counts_stores_and_shows_the_victim_what_it_returns():
-    config = tiny_config()
-    _, _, state = tiny_run(config)
+    config = tiny.config()
+    _, _, state = tiny.build(config)
     seen = []
     images = jax.random.uniform(jax.random.key(1), (6, 32, 32, 3), minval=-1)
 
     def victim(x):
         seen.append(x)
-        return brightness(x)
+        return tiny.brightness(x)
 
     after, sent, answers = updates.query(state, victim, images)
     assert len(seen) == 1
@@ -82,10 +52,10 @@ def test_query_counts_stores_and_shows_the_victim_what_it_returns():
 
 
 def test_with_a_uint8_replay_victim_clones_and_buffer_see_the_same_rounded_images():
-    config = tiny_config(replay=ReplayConfig(size=16, batches=2, dtype="uint8"))
-    _, _, state = tiny_run(config)
+    config = tiny.config(replay=ReplayConfig(size=16, batches=2, dtype="uint8"))
+    _, _, state = tiny.build(config)
     images = jax.random.uniform(jax.random.key(1), (6, 32, 32, 3), minval=-1)
-    after, sent, _ = updates.query(state, brightness, images)
+    after, sent, _ = updates.query(state, tiny.brightness, images)
     levels = (np.asarray(sent) + 1) * 127.5
     np.testing.assert_allclose(levels, levels.round(), atol=1e-4)
     assert 0 < np.abs(sent - images).max() <= 0.5 / 127.5 + 1e-6
@@ -94,18 +64,19 @@ def test_with_a_uint8_replay_victim_clones_and_buffer_see_the_same_rounded_image
 
 def test_clones_train_apart_each_as_if_alone():
     """Stacked SGD equals one network at a time, with PyTorch's decay and momentum."""
-    config = tiny_config()
-    networks, tx, state = tiny_run(config)
+    config = tiny.config()
+    networks, tx, state = tiny.build(config)
     loss_fn = updates.make_clone_loss(config.clones, labels="hard")
     images = jax.random.normal(jax.random.key(1), (6, 32, 32, 3))
     labels = jnp.array([0, 1, 2, 3, 4, 0])
+    update = jax.jit(
+        lambda s: updates.update_clones(s, networks.clones, tx.clones, loss_fn, images, labels)
+    )
     after = state
     for _ in range(2):
-        after, metrics = updates.update_clones(
-            after, networks.clones, tx.clones, loss_fn, images, labels
-        )
+        after, metrics = update(after)
 
-    net = models.make_classifier("lenet5_half", num_classes=NUM_CLASSES, channels=3)
+    net = tiny.classifier()
     last_losses = []
     for i in range(2):
         variables = jax.tree.map(lambda x, i=i: x[i], state.clones)
@@ -116,7 +87,7 @@ def test_clones_train_apart_each_as_if_alone():
 
         params, momentum = variables.params, None
         for _ in range(2):
-            value, grads = jax.value_and_grad(loss)(params)
+            value, grads = jax.jit(jax.value_and_grad(loss))(params)
             grads = jax.tree.map(lambda g, p: g + 5e-4 * p, grads, params)
             momentum = (
                 jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads) if momentum else grads
@@ -132,27 +103,33 @@ def test_clones_train_apart_each_as_if_alone():
 
 
 def test_generator_update_runs_clones_in_eval_mode_and_changes_only_the_generator():
-    config = tiny_config(clones=ClonesConfig(model="resnet18_8x", width=2))
-    networks, tx, state = tiny_run(config)
+    config = tiny.config()
+    networks, tx, state = tiny.build(config)
     z, gray = updates.draw_latent(jax.random.key(3), 6, 4, 3)
-    after, metrics = disguide.update_generator(state, networks, tx, z, gray, config=config)
+    update = functools.partial(disguide.update_generator, config=config)
+    after, metrics = jax.jit(lambda s: update(s, networks, tx, z, gray))(state)
     jax.tree.map(np.testing.assert_array_equal, after.clones, state.clones)
     assert int(after.queries) == 0
     moved = jax.tree.leaves(
         jax.tree.map(lambda a, b: bool((a != b).any()), after.generator, state.generator)
     )
     assert all(moved)
-    images, _ = updates.generate(
-        networks.generator, state.generator, z, gray, gray_every=8, train=True
-    )
-    logits, _ = networks.clones.apply(state.clones, images, train=False)
+
+    @jax.jit
+    def logits_before(s):
+        images, _ = updates.generate(
+            networks.generator, s.generator, z, gray, gray_every=8, train=True
+        )
+        return networks.clones.apply(s.clones, images, train=False)[0]
+
+    logits = logits_before(state)
     spread = np.std(jax.nn.softmax(logits), axis=0, ddof=1).mean()
     np.testing.assert_allclose(metrics["gen/disagreement"], spread, rtol=1e-4)
 
 
 def test_generator_updates_raise_the_joint_objective():
-    config = tiny_config(generator=GeneratorConfig(width=2, latent_dim=4, learning_rate=1e-2))
-    networks, tx, state = tiny_run(config)
+    config = tiny.config(generator=GeneratorConfig(width=2, latent_dim=4, learning_rate=1e-2))
+    networks, tx, state = tiny.build(config)
     z, gray = updates.draw_latent(jax.random.key(3), 6, 4, 3)
     update = jax.jit(
         lambda s: disguide.update_generator(s, networks, tx, z, gray, config=config)
@@ -166,16 +143,18 @@ def test_generator_updates_raise_the_joint_objective():
 
 @pytest.mark.parametrize("loss", ["l1", "cross_entropy", "kl"])
 def test_soft_losses_lead_a_clone_to_the_victims_probabilities(loss):
-    config = tiny_config(
+    config = tiny.config(
         labels="soft",
-        clones=ClonesConfig(model="lenet5_half", soft_loss=loss, learning_rate=0.1),
+        clones=ClonesConfig(soft_loss=loss, learning_rate=0.1),
     )
-    networks, tx, state = tiny_run(config)
+    networks, tx, state = tiny.build(config)
     probs = jnp.tile(jnp.array([0.5, 0.3, 0.1, 0.05, 0.05]), (6, 1))
     images = jax.random.normal(jax.random.key(1), (6, 32, 32, 3))
     loss_fn = updates.make_clone_loss(config.clones, labels="soft")
     step = jax.jit(
-        lambda s: updates.update_clones(s, networks.clones, tx.clones, loss_fn, images, probs)[0]
+        lambda s: updates.update_clones(s, networks.clones, tx.clones, loss_fn, images, probs)[
+            0
+        ]
     )
     for _ in range(150):
         state = step(state)

@@ -1,0 +1,1 @@
+"""Files that come with the package; `README.md` says how they were made."""

@@ -1,9 +1,9 @@
 """The embedded victim: a LeNet-5 that reads scikit-learn's handwritten digits.
 
-Yields:  victims/digits-lenet5.safetensors, the same file as in disguide_jax/assets.
-How:     1,437 real scans of 8x8 pixels, resized to 32x32; shifts of up to 2 pixels and no
-         mirror images, for a mirrored digit is another sign. Single precision, so that the
-         file is the same everywhere but for the last bits.
+Yields:  victims/digits-lenet5.safetensors; disguide_jax/assets has the file that it gave.
+How:     real scans of 8x8 pixels, resized to 32x32; shifts of up to 2 pixels, but no mirror
+         images, for a mirrored digit is none.
+Cost:    a minute on two CPU cores.
 
 python scripts/train_victim.py --config configs/victim_digits_lenet5.py
 """

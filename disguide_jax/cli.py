@@ -55,6 +55,5 @@ def config_of(values: flags.FlagValues, kind: type) -> Any:
         return values.config
     asked = next(arg for arg in sys.argv if arg.startswith(("--config", "-config")))
     raise UserError(
-        f"{asked}: not a file whose get_config(variant) returns a "
-        f"{kind.__module__}.{kind.__name__}"
+        f"{asked}: not a file whose get_config(variant) returns a {kind.__module__}.{kind.__name__}"
     )

@@ -1,4 +1,4 @@
-"""The optimisers and their schedule over the query budget (METHODS: DisGUIDE).
+"""The optimisers and their schedule over the query budget.
 
 Schedules count updates, and a round makes several of them: boundaries are given in rounds
 here and multiplied once.

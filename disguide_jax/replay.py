@@ -79,9 +79,7 @@ def sample_slots(key: Array, size: Array, num: int) -> Array:
     def unsettled(slots: tuple[Array, Array]) -> Array:
         return (slots[0] != slots[1]).any()
 
-    return jax.lax.while_loop(unsettled, lambda s: (s[1], sweep(s[1])), (drawn, sweep(drawn)))[
-        1
-    ]
+    return jax.lax.while_loop(unsettled, lambda s: (s[1], sweep(s[1])), (drawn, sweep(drawn)))[1]
 
 
 def encode(images: Array, dtype: jnp.dtype) -> Array:

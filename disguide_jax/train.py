@@ -6,63 +6,33 @@ The only place with time and files. What a run leaves in its workdir is listed i
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import math
-import os
 import pathlib
-import platform
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax import checkpoint, convert, data, evaluate, steps, updates, victim, writers
+from disguide_jax import checkpoint, convert, evaluate, plan, steps, updates, writers
 from disguide_jax.config import Config, to_dict, validate
 from disguide_jax.errors import UserError
-from disguide_jax.state import Networks, Optimizers, TrainState, Variables
+from disguide_jax.state import TrainState, Variables
 
 MILESTONES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 NUM_SAMPLES = 64
 SAMPLES = 2**31 - 1  # the stream of latent vectors behind samples/, apart from all rounds
-# Keys that may differ from those a workdir was started with: they cannot change the result.
-HARMLESS = {
-    "checkpoint_every_queries",
-    "data_dir",
-    "log_every_queries",
-    "rounds_per_call",
-    "victim.made_by",
-}
 
 
-class Stopped(Exception):  # noqa: N818: not an error
+class Stopped(Exception):  # noqa: N818
     """The run was asked to stop and is saved; `signum` is the signal that asked."""
 
     def __init__(self, signum: int, queries: int):
         super().__init__(f"Stopped after {queries:,} queries; everything is saved.")
         self.signum = signum
-
-
-class Run(NamedTuple):
-    """What a run is made of and does not change."""
-
-    config: Config
-    num_rounds: int
-    round_cost: int  # queries
-    networks: Networks
-    tx: Optimizers
-    victim: victim.Victim
-    victim_model: convert.Architecture
-    test_set: evaluate.TestSet
-    dtype: jnp.dtype
-    rounds_per_call: int  # 0: not looped on the device
-    template: TrainState  # shapes
 
 
 @dataclasses.dataclass
@@ -99,29 +69,29 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path, *, extend: bool = 
     steps.num_rounds(config)
     workdir = pathlib.Path(workdir)
     summary_path = workdir / "summary.json"
-    started_with = _read_started_config(workdir)
+    started_with = plan.read_started_config(workdir)
     if started_with is not None:
-        refuse_other_config(started_with, config, workdir, extend=extend)
+        plan.refuse_other_config(started_with, config, workdir, extend=extend)
         if summary_path.exists() and (started_with["query_budget"] == config.query_budget):
             print(f"{workdir} is finished: see {summary_path}. Nothing to do.")
             return json.loads(summary_path.read_text())
 
-    run = build(config)
-    check_fits(run, workdir)
+    run = plan.build(config)
+    plan.check_fits(run, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir: cannot make {workdir}: {error.strerror}") from error
     with checkpoint.lock(workdir), checkpoint.Checkpoints(workdir / "checkpoints") as saved:
         restored = saved.restore(run.template)
-        print(describe(run, workdir), flush=True)
+        print(plan.describe(run, workdir), flush=True)
         if restored is None:
             state, progress = _init(run), Progress()
         else:
             state, progress = restored[0], Progress(**restored[1])
             print(f"continues after {int(state.queries):,} queries", flush=True)
         summary_path.unlink(missing_ok=True)  # of the smaller budget, when extending
-        writers.write_json(workdir / "config.json", _provenance(config))
+        writers.write_json(workdir / "config.json", plan.provenance(config))
         state, progress = play(run, state, progress, saved, workdir)
         summary = summarise(run, state, progress)
         save_networks(run, state, workdir)
@@ -130,50 +100,8 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path, *, extend: bool = 
     return summary
 
 
-def build(config: Config) -> Run:
-    """Loads the victim and the test images and makes everything else, on the device."""
-    info = data.describe(config.dataset, config.data_dir)
-    dtype = compute_dtype(config.precision)
-    num_rounds = steps.num_rounds(config)
-    net_dtype = None if dtype == jnp.float32 else dtype  # None: as the weights are
-    net, variables, victim_model = victim.load_network(
-        config.victim, num_classes=info.num_classes, channels=info.channels, dtype=net_dtype
-    )
-    oracle = victim.make_victim(
-        net,
-        variables,
-        mean=_per_channel(config.victim.mean or info.mean, info.channels, "victim.mean"),
-        std=_per_channel(config.victim.std or info.std, info.channels, "victim.std"),
-        hard_labels=config.labels == "hard",
-        knows_transform=config.victim.input_space == "post-transform",
-    )
-    networks = steps.make_networks(
-        config, num_classes=info.num_classes, channels=info.channels, dtype=net_dtype
-    )
-    tx = steps.make_optimizers(config)
-    test = data.load(config.dataset, "test", config.data_dir)
-    on_cpu = jax.default_backend() == "cpu"
-    return Run(
-        config=config,
-        num_rounds=num_rounds,
-        round_cost=config.query_budget // num_rounds,
-        networks=networks,
-        tx=tx,
-        victim=oracle,
-        victim_model=victim_model,
-        test_set=evaluate.make_test_set(oracle, test.images, test.labels),
-        dtype=dtype,
-        rounds_per_call=config.rounds_per_call or (0 if on_cpu else 20),
-        template=jax.eval_shape(
-            lambda: steps.init_state(
-                config, networks, tx, num_classes=info.num_classes, channels=info.channels
-            )
-        ),
-    )
-
-
 def play(
-    run: Run,
+    run: plan.Run,
     state: TrainState,
     progress: Progress,
     saved: checkpoint.Checkpoints,
@@ -212,12 +140,8 @@ def play(
         progress.log_bytes = log.num_bytes
         saved.save(state, dataclasses.asdict(progress))
 
-    log = writers.MetricsLog(
-        workdir, num_bytes=progress.log_bytes, queries=round_ * run.round_cost
-    )
-    shown = writers.Progress(
-        total=run.num_rounds * run.round_cost, done=round_ * run.round_cost
-    )
+    log = writers.MetricsLog(workdir, num_bytes=progress.log_bytes, queries=round_ * run.round_cost)
+    shown = writers.Progress(total=run.num_rounds * run.round_cost, done=round_ * run.round_cost)
     with contextlib.closing(log), contextlib.closing(shown), stop_requests() as stop:
         while round_ < run.num_rounds:
             next_event = min((round_ // n + 1) * n for n in every.values())
@@ -262,9 +186,7 @@ def play(
             if "checkpoint" in due or stop:
                 save()
             if stop and not finished:
-                saved.wait()
                 raise Stopped(stop[0], int(state.queries))
-    saved.wait()
     return state, progress
 
 
@@ -305,7 +227,7 @@ def note_scores(progress: Progress, scores: evaluate.Scores, queries: int) -> No
             progress.queries_to[milestone] = queries
 
 
-def make_sample(run: Run) -> Callable[[TrainState], np.ndarray]:
+def make_sample(run: plan.Run) -> Callable[[TrainState], np.ndarray]:
     """A function from the state to images of always the same latent vectors."""
 
     @jax.jit
@@ -353,7 +275,7 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def summarise(run: Run, state: TrainState, progress: Progress) -> dict[str, Any]:
+def summarise(run: plan.Run, state: TrainState, progress: Progress) -> dict[str, Any]:
     """The content of summary.json; accuracies are those of the final clones."""
     score = evaluate.make_evaluate(run.networks.clones, run.victim)
     scores = score(state.clones, run.test_set)
@@ -378,7 +300,7 @@ def summarise(run: Run, state: TrainState, progress: Progress) -> dict[str, Any]
     }
 
 
-def save_networks(run: Run, state: TrainState, workdir: pathlib.Path) -> None:
+def save_networks(run: plan.Run, state: TrainState, workdir: pathlib.Path) -> None:
     """Writes clones/clone_0.safetensors, ... and generator.safetensors, PyTorch's names."""
     config = run.config
     metadata = {"dataset": config.dataset, "queries": str(int(state.queries))}
@@ -413,36 +335,6 @@ def clones_sha256(clones: Variables) -> str:
     return digest.hexdigest()
 
 
-def describe(run: Run, workdir: pathlib.Path) -> str:
-    """What the run is about to do."""
-    config, template = run.config, run.template
-    queries = run.num_rounds * run.round_cost
-    left_over = config.query_budget - queries
-    on = f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
-    model = run.victim_model
-    accuracy = evaluate.victim_accuracy(run.test_set)
-    num_images = evaluate.num_images(run.test_set)
-    replay = template.replay
-    rows = {
-        "method": f"{config.method}, {config.labels} labels, seed {config.seed}",
-        "victim": f"{model.model}, {_count(run.victim.variables)} parameters, {accuracy:.4f} on "
-        f"{num_images:,} {config.dataset} test images ({config.victim.weights})",
-        "clones": f"{config.num_clones} x {config.clones.model}, "
-        f"{_count(template.clones, share=config.num_clones)} parameters each",
-        "generator": f"{_count(template.generator)} parameters",
-        "budget": f"{config.query_budget:,} queries: {run.num_rounds:,} rounds of "
-        f"{run.round_cost:,}"
-        + (f", {left_over:,} left over and not sent" if left_over else ""),
-        "replay": f"{config.replay.size:,} images in {config.replay.dtype}, "
-        f"{_size(_num_bytes(replay))} on the device",
-        "device": f"{on}, {run.dtype.name}, "
-        + (f"{run.rounds_per_call} rounds a call" if run.rounds_per_call else "1 round a call"),
-        "disk": f"at most {_size(checkpoint.bytes_on_disk(template))} of checkpoints",
-        "workdir": str(workdir),
-    }
-    return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
-
-
 def report(summary: dict[str, Any]) -> str:
     """The end of a run in four lines."""
     clones = ", ".join(f"{a:.4f}" for a in summary["clone_accuracy"])
@@ -457,78 +349,7 @@ def report(summary: dict[str, Any]) -> str:
     )
 
 
-def check_fits(run: Run, workdir: pathlib.Path) -> None:
-    """Refuses a run that the device's memory or the disk cannot hold.
-
-    Raises:
-      UserError: with both numbers.
-    """
-    needed = _num_bytes(run.template)
-    available = _device_memory()
-    if available and needed > available:
-        raise UserError(
-            f"the run needs {_size(needed)} on the device, {_size(_num_bytes(run.template.replay))} "
-            f"of it for config.replay.size={run.config.replay.size:,} in "
-            f"config.replay.dtype={run.config.replay.dtype}; there are {_size(available)}. "
-            "Choose a smaller replay.size, or uint8."
-        )
-    needed = checkpoint.bytes_on_disk(run.template)
-    existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    held = sum(f.stat().st_size for f in (workdir / "checkpoints").rglob("*") if f.is_file())
-    if needed > free + held:
-        raise UserError(
-            f"checkpoints in {workdir} need up to {_size(needed)}; {_size(free)} are free there. "
-            "Choose another --workdir, a smaller replay.size, or replay.dtype=uint8."
-        )
-
-
-def compute_dtype(precision: str) -> jnp.dtype:
-    """What `config.precision` means on this backend."""
-    if precision == "auto":
-        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(precision)
-
-
-def refuse_other_config(
-    started_with: dict, config: Config, workdir: pathlib.Path, *, extend: bool
-) -> None:
-    """Refuses to continue a workdir under another configuration.
-
-    Raises:
-      UserError: lists the keys that differ and would change the result.
-    """
-    before, now = _flat(started_with), _flat(json.loads(json.dumps(to_dict(config))))
-    changed = {
-        key: (before.get(key), now.get(key))
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in HARMLESS
-    }
-    if "query_budget" in changed and changed["query_budget"][1] > changed["query_budget"][0]:
-        if extend:
-            del changed["query_budget"]
-            print(
-                f"Extends the budget from {before['query_budget']:,} to "
-                f"{now['query_budget']:,} queries; the learning-rate schedule is computed "
-                "anew for it, so the result is not that of a run with this budget from the start."
-            )
-        elif len(changed) == 1:
-            raise UserError(
-                f"{workdir} was started with config.query_budget={before['query_budget']:,}, "
-                f"now it is {now['query_budget']:,}. To continue with more queries add "
-                "--extend, which computes the schedule anew; or choose another --workdir."
-            )
-    if changed:
-        lines = "".join(
-            f"\n  config.{k}: {old!r}, now {new!r}" for k, (old, new) in changed.items()
-        )
-        raise UserError(
-            f"{workdir} was started with another configuration:{lines}\n"
-            "Use the same again, or another --workdir."
-        )
-
-
-def _init(run: Run) -> TrainState:
+def _init(run: plan.Run) -> TrainState:
     """A fresh state on the device, made by one compiled call."""
     model = run.victim_model
     init = jax.jit(
@@ -541,81 +362,3 @@ def _init(run: Run) -> TrainState:
         )
     )
     return init()
-
-
-def _read_started_config(workdir: pathlib.Path) -> dict | None:
-    path = workdir / "config.json"
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; choose another --workdir") from error
-
-
-def _provenance(config: Config) -> dict[str, Any]:
-    packages = ("disguide_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "config": to_dict(config),
-        "versions": versions,
-        "git_commit": commit.stdout.strip() or None,
-    }
-
-
-def _per_channel(values: tuple[float, ...], channels: int, key: str) -> tuple[float, ...]:
-    if len(values) != channels:
-        raise UserError(
-            f"config.{key} is {values}; it must have one value for each of {channels} channels"
-        )
-    return tuple(values)
-
-
-def _flat(nested: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {prefix + key: value}
-        )
-    return flat
-
-
-def _count(variables: Variables, share: int = 1) -> str:
-    return f"{sum(math.prod(x.shape) for x in jax.tree.leaves(variables.params)) // share:,}"
-
-
-def _num_bytes(tree: Any) -> int:
-    leaves = (
-        x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    )
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.3g} TB"
-
-
-def _device_memory() -> int | None:
-    """Bytes that the device, or on the CPU the machine, can hold; None where nobody says."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    if jax.default_backend() == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None

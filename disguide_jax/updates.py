@@ -23,9 +23,7 @@ def round_key(state: TrainState, stream: int) -> Key:
     return jax.random.fold_in(jax.random.fold_in(state.key, state.round), stream)
 
 
-def draw_latent(
-    key: Key, batch_size: int, latent_dim: int, channels: int
-) -> tuple[Array, Array]:
+def draw_latent(key: Key, batch_size: int, latent_dim: int, channels: int) -> tuple[Array, Array]:
     """A latent batch [N, Z] from N(0, I), and the one channel that its gray images keep."""
     latent_key, gray_key = jax.random.split(key)
     z = jax.random.normal(latent_key, (batch_size, latent_dim))

@@ -126,7 +126,7 @@ def load_network(
         dtype=dtype,
     )
     if config.weights == RANDOM_WEIGHTS:
-        return net, net.init(jax.random.key(0)), found
+        return net, jax.jit(net.init)(jax.random.key(0)), found
     template = jax.eval_shape(net.init, jax.random.key(0))
     return net, convert.fit(state_dict, template, config.weights), found
 

@@ -2,8 +2,8 @@
 
 `configs/victim_*.py` hold the recipes. The data set lies on the device as uint8 and the
 augmentation runs there. The result is that of the last epoch: nothing is selected by test
-accuracy. On one machine with one version of JAX a command always gives the same file on the
-CPU, whether or not it was interrupted.
+accuracy. On the CPU of one machine, with one version of JAX, a command always gives the same
+weights, bit for bit, whether or not it was interrupted.
 """
 
 import contextlib
@@ -147,6 +147,8 @@ def validate(config: VictimTrainingConfig) -> None:
 def select(config: VictimTrainingConfig, variant: str) -> VictimTrainingConfig:
     """What `configs/NAME.py:variant` means: "" is the run itself, "smoke" its tiny twin.
 
+    The twin trains a narrow network on few images, on noise in place of CIFAR.
+
     Raises:
       UserError: there is no such variant.
     """
@@ -155,9 +157,11 @@ def select(config: VictimTrainingConfig, variant: str) -> VictimTrainingConfig:
     if variant != "smoke":
         raise UserError(f"{config.name} has no variant {variant!r}; the only one is 'smoke'")
     config.name += "-smoke"
-    config.output = f"victims/{config.dataset}-{config.model}-smoke.safetensors"
-    config.width = min(config.width or 4, 4)
-    config.train_images, config.test_images, config.batch_size = 256, 256, 32
+    config.output = f"victims/{config.name}.safetensors"
+    if config.dataset.startswith("cifar"):  # LeNets are narrow as they are
+        config.dataset = config.dataset.replace("cifar", "noise")
+        config.width = 4
+    config.train_images, config.test_images, config.batch_size = 72, 64, 16
     config.epochs, config.evaluate_every_epochs, config.checkpoint_every_epochs = 2, 1, 1
     return config
 
@@ -180,9 +184,9 @@ def augment(key: Key, images: Array, *, padding: int, flip: bool) -> Array:
         edge = (padding, padding)
         padded = jnp.pad(images, [(0, 0), edge, edge, (0, 0)])
         corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
-        images = jax.vmap(
-            lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), size)
-        )(padded, corners)
+        images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), size))(
+            padded, corners
+        )
     if flip:
         mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)
@@ -232,9 +236,7 @@ def make_train_step(
     def train_step(state: VictimState, train_set: Images, rows: Array) -> tuple:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), AUGMENTATION)
         # Black comes in before the normalisation, as in the usual PyTorch recipe.
-        images = augment(
-            key, train_set.images[rows], padding=config.crop_padding, flip=config.flip
-        )
+        images = augment(key, train_set.images[rows], padding=config.crop_padding, flip=config.flip)
         images = (images.astype(jnp.float32) / 255 - mean) / std
         labels = train_set.labels[rows]
 

@@ -111,9 +111,7 @@ def test_vmap_of_grad_and_grad_of_vmap_equal_a_loop(in_axes, geometry, dtype):
         expected = looped(jax_conv, in_axes, *operands)
         assert_close(vmap_of_grad, expected)
         # The gradient for what clones share is the sum of theirs.
-        sums = [
-            g.sum(0) if a is None else g for g, a in zip(expected[1:], in_axes, strict=True)
-        ]
+        sums = [g.sum(0) if a is None else g for g, a in zip(expected[1:], in_axes, strict=True)]
         assert_close(grad_of_vmap, sums)
 
 

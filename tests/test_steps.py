@@ -131,7 +131,7 @@ def test_a_loop_stops_at_the_round_whose_metrics_are_not_finite():
 
 def test_rounds_depend_on_seed_and_round_only():
     config = tiny.config()
-    _, _, state, step = tiny_step(config)
+    _, _, state = tiny.build(config)
     other = tiny.build(tiny.config(seed=1))[2]
     keys = [updates.round_key(s, 0) for s in (state, state.replace(round=1), other)]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3

@@ -131,9 +131,7 @@ def test_generator_updates_raise_the_joint_objective():
     config = tiny.config(generator=GeneratorConfig(width=2, latent_dim=4, learning_rate=1e-2))
     networks, tx, state = tiny.build(config)
     z, gray = updates.draw_latent(jax.random.key(3), 6, 4, 3)
-    update = jax.jit(
-        lambda s: disguide.update_generator(s, networks, tx, z, gray, config=config)
-    )
+    update = jax.jit(lambda s: disguide.update_generator(s, networks, tx, z, gray, config=config))
     losses = []
     for _ in range(10):
         state, metrics = update(state)
@@ -152,9 +150,7 @@ def test_soft_losses_lead_a_clone_to_the_victims_probabilities(loss):
     images = jax.random.normal(jax.random.key(1), (6, 32, 32, 3))
     loss_fn = updates.make_clone_loss(config.clones, labels="soft")
     step = jax.jit(
-        lambda s: updates.update_clones(s, networks.clones, tx.clones, loss_fn, images, probs)[
-            0
-        ]
+        lambda s: updates.update_clones(s, networks.clones, tx.clones, loss_fn, images, probs)[0]
     )
     for _ in range(150):
         state = step(state)

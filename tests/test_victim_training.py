@@ -245,7 +245,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(toy, monkeypatch, inter
     assert not (toy / "parts.safetensors").exists()
     vt.train_victim(config, toy / "parts")
 
-    assert (toy / "parts.safetensors").read_bytes() == (toy / "whole.safetensors").read_bytes()
+    assert bits_of(toy / "parts.safetensors") == bits_of(toy / "whole.safetensors")
 
     def log_of(name):
         lines = (toy / name / "metrics.jsonl").read_text().splitlines()
@@ -260,7 +260,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(toy, monkeypatch, inter
 def test_a_finished_training_is_left_alone_and_a_lost_file_is_written_again(toy, capsys):
     config = toy_config(epochs=1)
     summary = vt.train_victim(config, toy / "run")
-    weights = (toy / summary["weights"]).read_bytes()
+    weights = bits_of(toy / summary["weights"])
     capsys.readouterr()
     again = vt.train_victim(config, toy / "run")
     assert again["test_accuracy"] == summary["test_accuracy"]
@@ -268,7 +268,7 @@ def test_a_finished_training_is_left_alone_and_a_lost_file_is_written_again(toy,
 
     (toy / summary["weights"]).unlink()
     vt.train_victim(config, toy / "run")
-    assert (toy / summary["weights"]).read_bytes() == weights
+    assert bits_of(toy / summary["weights"]) == weights
 
 
 def test_the_weights_of_another_training_are_not_overwritten(toy):
@@ -353,12 +353,14 @@ def test_the_script_answers_mistakes_with_one_message(
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_the_smoke_variant_runs_through_the_script(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "_r" in name else ()) for name in CONFIGS],
+)
+def test_smoke_variants_run_through_the_script(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    config = f"--config={ROOT / 'configs/victim_digits_lenet5.py'}:smoke"
-    assert run_script(monkeypatch, config) == 0
-    workdir = tmp_path / "runs/victim_digits_lenet5-smoke"
-    summary = json.loads((workdir / "summary.json").read_text())
+    assert run_script(monkeypatch, f"--config={ROOT / 'configs' / name}.py:smoke") == 0
+    summary = json.loads((tmp_path / "runs" / f"{name}-smoke/summary.json").read_text())
     assert summary["epochs"] == 2
     assert (tmp_path / summary["weights"]).exists()
 
@@ -386,6 +388,13 @@ def test_extractions_find_the_file_that_the_command_they_name_writes(name):
     made = get_config(maker.removesuffix(".py"))
     assert wanted.weights == str(vt.output_path(made))
     assert wanted.model == made.model
+
+
+def bits_of(weights):
+    """Everything that a file of weights says, exactly."""
+    arrays = convert.load_state_dict(weights)
+    bits = {name: (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()}
+    return convert.load_metadata(weights), bits
 
 
 def accuracy_of(weights, dataset, data_dir=""):

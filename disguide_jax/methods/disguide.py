@@ -53,9 +53,7 @@ def make_round(
     clone_loss = updates.make_clone_loss(config.clones, labels=config.labels)
 
     def draw(key: Key) -> tuple[Array, Array]:
-        return updates.draw_latent(
-            key, config.batch_size, config.generator.latent_dim, channels
-        )
+        return updates.draw_latent(key, config.batch_size, config.generator.latent_dim, channels)
 
     def play_round(state: TrainState, victim: Any) -> tuple[TrainState, Metrics]:
         z, gray_channel = draw(updates.round_key(state, GENERATOR))

@@ -62,15 +62,16 @@ def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:
     """A module as two pure functions, for inputs shaped like `example` but for the batch."""
 
     def init(key: Key) -> Variables:
+        # XLA takes minutes to compile threefry for the many small arrays of a ResNet.
+        seed = jnp.tile(jax.random.key_data(key), 2)
+        key = jax.random.wrap_key_data(seed, impl="rbg")
         variables = module.init(key, jnp.zeros(example.shape, example.dtype), train=False)
         return Variables(variables["params"], variables.get("batch_stats", {}))
 
     def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
         if not train:
             return module.apply(variables._asdict(), x, train=False), variables.batch_stats
-        out, updated = module.apply(
-            variables._asdict(), x, train=True, mutable=["batch_stats"]
-        )
+        out, updated = module.apply(variables._asdict(), x, train=True, mutable=["batch_stats"])
         return out, updated.get("batch_stats", {})
 
     return Net(init, apply)

@@ -1,4 +1,4 @@
-"""CIFAR ResNets: a 3x3 stem without pooling, basic blocks, average pool, linear (METHODS: victims)."""
+"""CIFAR ResNets: a 3x3 stem without pooling, basic blocks, average pool, linear."""
 
 from typing import Any
 

@@ -37,7 +37,7 @@ def _parse(values: flags.FlagValues) -> None:
     except (KeyError, AttributeError) as error:  # an override of a key that is not there
         raise UserError(f"unknown key: {error.args[0]}") from error
     if values.help:
-        print(usage, values.main_module_help(), sep="\n\n")
+        print(usage, values.get_help(), sep="\n\n")
         sys.exit(0)
     if unused:
         raise UserError(f"unknown argument {unused[0]!r}\n\n{usage}")

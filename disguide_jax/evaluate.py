@@ -96,11 +96,11 @@ def make_evaluate(clones: Net, victim: Victim) -> Callable[[Variables, TestSet],
         real = batch.labels != PADDING
 
         def agreeing(answers: Array, truth: Array) -> Array:
-            return ((answers == truth) & real).sum(axis=-1)
+            return ((answers == truth) & real).sum()
 
         soft = soft_vote(logits)
         return {
-            "clones": agreeing(jnp.argmax(logits, axis=-1), batch.labels),
+            "clones": jnp.stack([agreeing(one.argmax(-1), batch.labels) for one in logits]),
             "soft_vote": agreeing(soft, batch.labels),
             "hard_vote": agreeing(hard_vote(logits), batch.labels),
             "fidelity": agreeing(soft, batch.victim_labels),

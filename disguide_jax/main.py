@@ -16,10 +16,6 @@ from disguide_jax import cli
 from disguide_jax.config import Config
 from disguide_jax.train import Stopped, train_and_evaluate
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", None, "Default: runs/<config name>.", flag_values=FLAGS)
-flags.DEFINE_boolean("extend", False, "Accept a larger query_budget.", flag_values=FLAGS)
-
 
 def main(values: flags.FlagValues) -> int:
     """Runs what the command line says; returns the exit status."""
@@ -34,5 +30,13 @@ def main(values: flags.FlagValues) -> int:
     return 0
 
 
+def run() -> None:
+    """Parses the command line, runs, and exits."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Default: runs/<config name>.", flag_values=values)
+    flags.DEFINE_boolean("extend", False, "Accept a larger query_budget.", flag_values=values)
+    cli.run(main, values)
+
+
 if __name__ == "__main__":
-    cli.run(main, FLAGS)
+    run()

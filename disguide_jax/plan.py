@@ -117,7 +117,7 @@ def describe(run: Run, workdir: pathlib.Path) -> str:
         f"{_size(_num_bytes(replay))} on the device",
         "device": f"{on}, {run.dtype.name}, "
         + (f"{run.rounds_per_call} rounds a call" if run.rounds_per_call else "1 round a call"),
-        "disk": f"at most {_size(checkpoint.bytes_on_disk(template))} of checkpoints",
+        "disk": f"at most {_size(_bytes_on_disk(run))} of checkpoints",
         "workdir": str(workdir),
     }
     return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
@@ -139,7 +139,7 @@ def check_fits(run: Run, workdir: pathlib.Path) -> None:
             f"config.replay.dtype={run.config.replay.dtype}; there are {_size(available)}. "
             "Choose a smaller replay.size, or uint8."
         )
-    needed = checkpoint.bytes_on_disk(run.template)
+    needed = _bytes_on_disk(run)
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     held = sum(f.stat().st_size for f in (workdir / "checkpoints").rglob("*") if f.is_file())
@@ -248,6 +248,13 @@ def _count(variables: Variables, share: int = 1) -> str:
 def _num_bytes(tree: Any) -> int:
     leaves = (x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+
+def _bytes_on_disk(run: Run) -> int:
+    config = run.config
+    return checkpoint.bytes_on_disk(
+        run.template, interval=config.checkpoint_every_queries, budget=config.query_budget
+    )
 
 
 def _size(num_bytes: float) -> str:

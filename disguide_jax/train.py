@@ -186,7 +186,9 @@ def play(
             if "checkpoint" in due or stop:
                 save()
             if stop and not finished:
+                saved.wait()
                 raise Stopped(stop[0], int(state.queries))
+    saved.wait()
     return state, progress
 
 

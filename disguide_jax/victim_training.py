@@ -19,14 +19,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 import tqdm
 from flax import struct
 
-from disguide_jax import checkpoint, convert, data, losses, models, optim, train, writers
+from disguide_jax import (
+    checkpoint,
+    convert,
+    data,
+    losses,
+    models,
+    optim,
+    plan,
+    replay,
+    train,
+    writers,
+)
 from disguide_jax.config import PRECISIONS, ScheduleConfig
 from disguide_jax.errors import UserError
 from disguide_jax.evaluate import to_float
+from disguide_jax.replay import Replay
 from disguide_jax.state import Array, Key, Metrics, Net, Variables
 from disguide_jax.victim import Victim, make_victim
 
@@ -83,6 +94,17 @@ class VictimState:
     key: Key  # root key; those of epochs and steps are folded in
     variables: Variables
     opt_state: optax.OptState
+
+    @property
+    def queries(self) -> Array:
+        """What checkpoints are named by."""
+        return self.step
+
+    @property
+    def replay(self) -> Replay:
+        """Nothing: checkpoints would save its entries apart."""
+        nothing = jax.ShapeDtypeStruct((1,), jnp.uint8)
+        return replay.init(1, nothing, nothing)
 
 
 TrainStep = Callable[[VictimState, Images, Array], tuple[VictimState, Metrics]]
@@ -318,9 +340,9 @@ def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[st
     validate(config)
     workdir, output = pathlib.Path(workdir), output_path(config)
     summary_path = workdir / "summary.json"
-    started_with = _read_started_config(workdir)
+    started_with = plan.read_started_config(workdir)
     if started_with is not None:
-        train.refuse_other_config(started_with, config, workdir, extend=False)
+        plan.refuse_other_config(started_with, config, workdir, extend=False)
         if summary_path.exists() and output.exists():
             print(f"{workdir} is finished, its weights are {output}. Nothing to do.")
             return json.loads(summary_path.read_text())
@@ -329,12 +351,12 @@ def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[st
     run = build(config)
     _make_folder(workdir, "--workdir")
     _make_folder(output.parent, "config.output")
-    folder = workdir.absolute() / "checkpoints"
-    options = ocp.CheckpointManagerOptions(max_to_keep=2)
-    with checkpoint.lock(workdir), ocp.CheckpointManager(folder, options=options) as saved:
-        state, history = restore(saved, run)
+    with checkpoint.lock(workdir), checkpoint.Checkpoints(workdir / "checkpoints") as saved:
+        restored = saved.restore(jax.eval_shape(run.init))
+        state, progress = restored or (run.init(), {"history": []})
+        history = progress["history"]
         print(describe(run, state), f"workdir {workdir}", sep="\n", flush=True)
-        writers.write_json(workdir / "config.json", {"config": dataclasses.asdict(config)})
+        writers.write_json(workdir / "config.json", plan.provenance(config))
         state = train_epochs(run, state, history, saved, workdir)
         summary = summarise(run, history)
         refuse_to_overwrite(output, config)
@@ -367,7 +389,7 @@ def build(config: VictimTrainingConfig) -> Run:
             f"config.batch_size is {config.batch_size:,}; it must be at most the number of "
             f"training images, {len(train_set.labels):,}"
         )
-    dtype = train.compute_dtype(config.precision)
+    dtype = plan.compute_dtype(config.precision)
     net = models.make_classifier(
         config.model,
         width=config.width,
@@ -393,7 +415,7 @@ def train_epochs(
     run: Run,
     state: VictimState,
     history: list[dict[str, Any]],
-    saved: ocp.CheckpointManager,
+    saved: checkpoint.Checkpoints,
     workdir: pathlib.Path,
 ) -> VictimState:
     """Trains the epochs that are left; logs, evaluates and saves on the way.
@@ -448,30 +470,10 @@ def train_epochs(
             log.flush()
             report(bar, line, config.epochs)
             if finished or stop or epoch % config.checkpoint_every_epochs == 0:
-                checkpoint_args = ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history)
-                )
-                saved.save(epoch, args=checkpoint_args)
+                saved.save(state, {"history": history})
             if stop and not finished:
                 raise Stopped(stop[0], epoch)
     return state
-
-
-def restore(saved: ocp.CheckpointManager, run: Run) -> tuple[VictimState, list[dict[str, Any]]]:
-    """The newest checkpoint, or a fresh state, and the metrics of its epochs."""
-    epoch = saved.latest_step()
-    if epoch is None:
-        return run.init(), []
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(run.init),
-    )
-    args = ocp.args.Composite(
-        state=ocp.args.StandardRestore(template), history=ocp.args.JsonRestore()
-    )
-    restored = saved.restore(epoch, args=args)
-    return restored.state, restored.history
 
 
 def describe(run: Run, state: VictimState) -> str:
@@ -588,13 +590,3 @@ def _make_folder(folder: pathlib.Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{key}: cannot make {folder}: {error.strerror}") from error
-
-
-def _read_started_config(workdir: pathlib.Path) -> dict | None:
-    path = workdir / "config.json"
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}; choose another --workdir") from error

@@ -418,4 +418,5 @@ def test_the_embedded_victim_is_the_one_that_its_configuration_describes():
     accuracy = accuracy_of(path, "digits")
     assert accuracy == pytest.approx(json.loads(metadata["test_accuracy"]), abs=1e-6)
     assert accuracy >= 0.97
+    assert f"{100 * accuracy:.1f} % accuracy" in (victim.ASSETS / "README.md").read_text()
     assert convert.recognise(convert.load_state_dict(path), str(path)).model == "lenet5"

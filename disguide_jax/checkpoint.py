@@ -443,7 +443,8 @@ def _block_rows(images: Any) -> int:
 @functools.partial(jax.jit, static_argnames="num")
 def _take_block(images: Array, answers: Array, first: int, *, num: int) -> tuple[Array, Array]:
     slots = (first + jnp.arange(num, dtype=jnp.int32)) % len(images)
-    return images[slots], answers[slots]
+    gather = {"unique_indices": True, "mode": "promise_in_bounds"}
+    return images.at[slots].get(**gather), answers.at[slots].get(**gather)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

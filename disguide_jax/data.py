@@ -246,7 +246,6 @@ def _prepared_builder(name: str, root: pathlib.Path, npz: pathlib.Path) -> Any:
     """TFDS's view of a data set, downloaded and prepared if it is not there yet."""
     import tensorflow_datasets as tfds  # takes a second, and cached images do without
 
-    builder = None
     try:
         builder = tfds.builder(_KNOWN[name].tfds_name, data_dir=root)
         if builder.data_path.exists():

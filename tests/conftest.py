@@ -12,6 +12,13 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
+
+@pytest.fixture(autouse=True, scope="session")
+def _compile_once(tmp_path_factory):
+    """Runs of one configuration share what they compile."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -62,9 +62,6 @@ def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:
     """A module as two pure functions, for inputs shaped like `example` but for the batch."""
 
     def init(key: Key) -> Variables:
-        # XLA takes minutes to compile threefry for the many small arrays of a ResNet.
-        seed = jnp.tile(jax.random.key_data(key), 2)
-        key = jax.random.wrap_key_data(seed, impl="rbg")
         variables = module.init(key, jnp.zeros(example.shape, example.dtype), train=False)
         return Variables(variables["params"], variables.get("batch_stats", {}))
 

@@ -21,6 +21,7 @@ from disguide_jax.state import Networks, Optimizers, TrainState, Variables
 
 # Keys that may differ from those a workdir was started with: they cannot change the result.
 HARMLESS = {
+    "checkpoint_every_epochs",
     "checkpoint_every_queries",
     "data_dir",
     "log_every_queries",

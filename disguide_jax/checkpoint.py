@@ -17,7 +17,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import functools
 import json
@@ -25,8 +24,8 @@ import logging
 import math
 import os
 import pathlib
-import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -97,8 +96,7 @@ class Checkpoints:
         self._device_room: int | None = None
         try:
             (directory / "replay").mkdir(parents=True, exist_ok=True)
-            if not os.access(directory, os.W_OK):  # before anything is spent
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            tempfile.TemporaryFile(dir=directory).close()  # fails before anything is spent
         except OSError as error:
             raise UserError(f"{directory} cannot be written: {error.strerror}") from error
         self._orbax = ocp.PyTreeCheckpointer()
@@ -252,12 +250,11 @@ class Checkpoints:
         num_bytes += sum(x.nbytes for x in small.values())
         inherited = self._kept[-1].files if self._kept else {}
         try:
-            if num_bytes > shutil.disk_usage(self._directory).free:  # quotas show later
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             part.mkdir()
             files = _write_segment(self._directory, new, blocks)
             files |= {path: inherited[path] for path in _segment_files(manifest) - files.keys()}
-            self._write_state(part / "state", small)
+            _check_room(part, small)
+            self._orbax.save(part / "state", {p: np.asarray(x) for p, x in small.items()})
             for path in part.rglob("*"):
                 _sync(path)
                 if path.is_file():
@@ -272,23 +269,15 @@ class Checkpoints:
             _sync(self._directory)
             self._kept = [*self._kept, manifest][-NUM_KEPT:]
             self._delete_all_but_kept()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter is tensorstore's
             _clean(self._directory, self._kept)
+            reason = getattr(error, "strerror", None) or error
+            before = f"The one before, {self._kept[-1].name}, stays usable. " if self._kept else ""
             raise UserError(
                 f"{self._directory}: the checkpoint of {manifest.queries:,} queries "
-                f"({num_bytes:,} bytes) cannot be written: {error.strerror}. "
-                + (f"The one before, {self._kept[-1].name}, stays usable. " if self._kept else "")
-                + "Make room there, then run the same command again."
+                f"({num_bytes:,} bytes) cannot be written: {reason}. {before}"
+                "Make room there, then run the same command again."
             ) from error
-
-    def _write_state(self, path: pathlib.Path, small: dict[str, Array]) -> None:
-        try:
-            with _quiet_orbax():
-                self._orbax.save(path, {name: np.asarray(x) for name, x in small.items()})
-        except ValueError as error:  # this is how tensorstore reports a full disk
-            if code := re.search(r"os_error_code='(\d+)'", str(error)):
-                raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-            raise
 
     def _delete_all_but_kept(self) -> None:
         names = {manifest.name for manifest in self._kept}
@@ -300,8 +289,7 @@ class Checkpoints:
 
     def _load(self, manifest: Manifest, template: TrainState) -> TrainState:
         try:
-            with _quiet_orbax():
-                small = self._orbax.restore(self._directory / manifest.name / "state")
+            small = self._orbax.restore(self._directory / manifest.name / "state")
         except Exception as error:  # whole files, yet orbax stumbles: another version of it?
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DamagedError(f"orbax cannot read state/: {reason}") from error
@@ -327,8 +315,7 @@ def bytes_on_disk(template: TrainState, *, interval: int, budget: int) -> int:
     # Two newer increments, and of the oldest one that is not all overwritten perhaps a whole.
     num_entries = min(capacity + 3 * min(interval, capacity), budget)
     small = sum(sizes.values()) - per_entry * capacity
-    described = 2**16 + 2**10 * len(sizes)  # manifest and orbax's own files
-    return (NUM_KEPT + 1) * (small + described) + num_entries * per_entry
+    return (NUM_KEPT + 1) * (small + _overhead(len(sizes))) + num_entries * per_entry
 
 
 @contextlib.contextmanager
@@ -379,6 +366,23 @@ def _live(segments: Iterable[Segment], capacity: int) -> tuple[Segment, ...]:
             live.append(segment)
             covered += segment.count
     return tuple(reversed(live))
+
+
+def _overhead(num_leaves: int) -> int:
+    """Bytes of a checkpoint that are no leaf's: the manifest, orbax's own files."""
+    return 2**16 + 2**10 * num_leaves
+
+
+def _check_room(folder: pathlib.Path, small: dict[str, Array]) -> None:
+    """Raises OSError if disk or quota have no room for what orbax is about to write.
+
+    Orbax would find out as well, but prints pages of tracebacks when it does.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    num_bytes = sum(x.nbytes for x in small.values()) + _overhead(len(small))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def _clean(directory: pathlib.Path, manifests: Iterable[Manifest]) -> None:
@@ -584,18 +588,3 @@ def _check_files(directory: pathlib.Path, manifest: Manifest) -> None:
         problems = [found for found in pool.map(problem, manifest.files) if found]
     if problems:
         raise DamagedError("; ".join(problems))
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Orbax logs pages of tracebacks of errors that it raises as well."""
-
-    def is_foreign(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(is_foreign)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_foreign)

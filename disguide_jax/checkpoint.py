@@ -60,7 +60,6 @@ class Manifest:
 
     queries: int
     head: int
-    size: int
     progress: dict[str, Any]
     leaves: dict[str, str]  # of the whole state: path to dtype[shape]
     key_impls: dict[str, str]  # path of a PRNG key to its implementation
@@ -181,7 +180,6 @@ class Checkpoints:
         manifest = Manifest(
             queries=queries,
             head=head,
-            size=size,
             progress=json.loads(json.dumps(progress, allow_nan=False)),  # a copy, too
             leaves={path: _describe(leaf) for path, leaf in leaves.items()},
             key_impls={
@@ -351,10 +349,8 @@ def _num_inserted(last: Manifest | None, queries: int, head: int, size: int, cap
     """How many of the newest entries are not in the last checkpoint's segments."""
     if last is None:
         return size
-    if size < capacity:  # has not wrapped yet
-        return size - last.size
     if queries - last.queries >= capacity:  # may have gone round once or more
-        return capacity
+        return size
     return (head - last.head) % capacity
 
 

@@ -49,13 +49,13 @@ class Run(NamedTuple):
 def build(config: Config) -> Run:
     """Loads the victim and the test images and makes everything else, on the device."""
     info = data.describe(config.dataset, config.data_dir)
-    test = data.load(config.dataset, "test", config.data_dir)
     dtype = compute_dtype(config.precision)
     num_rounds = steps.num_rounds(config)
     net_dtype = None if dtype == jnp.float32 else dtype  # None: as the weights are
     net, variables, victim_model = victim.load_network(
         config.victim, num_classes=info.num_classes, channels=info.channels, dtype=net_dtype
     )
+    test = data.load(config.dataset, "test", config.data_dir)
     oracle = victim.make_victim(
         net,
         variables,

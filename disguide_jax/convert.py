@@ -16,6 +16,7 @@ is named by its PyTorch path, here P, so that the rules need not know the networ
 import contextlib
 import functools
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -197,7 +198,7 @@ def save_state_dict(
     path = pathlib.Path(path)
     # safetensors writes memory as it lies, whatever the strides.
     arrays = {name: np.asarray(array, order="C") for name, array in state_dict.items()}
-    content = safetensors.numpy.save(arrays, metadata)
+    content = _with_sorted_header(safetensors.numpy.save(arrays, metadata))
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,6 +211,15 @@ def save_state_dict(
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same file, equal bits for equal content: safetensors writes metadata in any order."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def load_metadata(path: StrPath) -> dict[str, str]:

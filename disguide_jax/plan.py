@@ -159,7 +159,8 @@ def refuse_other_config(
     Raises:
       UserError: lists the keys that differ and would change the result.
     """
-    before, now = _flat(started_with), _flat(json.loads(json.dumps(to_dict(config))))
+    now = _flat(json.loads(json.dumps(to_dict(config))))
+    before = _flat_defaults() | _flat(started_with)  # keys that came later had their defaults
     changed = {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
@@ -240,6 +241,11 @@ def _flat(nested: dict, prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
+
+
+def _flat_defaults() -> dict[str, Any]:
+    required = {"name": None, "dataset": None, "labels": None, "query_budget": None}
+    return _flat(json.loads(json.dumps(to_dict(Config(**required)))))
 
 
 def _count(variables: Variables, share: int = 1) -> str:

@@ -214,6 +214,18 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_equal_content_makes_equal_files(tmp_path):
+    state_dict = {"b": np.ones((2, 3), np.float32), "a": np.zeros(1, np.float32)}
+    metadata = {name: name for name in "abcdefgh"}
+    written = set()
+    for _ in range(8):
+        convert.save_state_dict(tmp_path / "w", state_dict, metadata)
+        written.add((tmp_path / "w").read_bytes())
+    assert len(written) == 1
+    assert convert.load_metadata(tmp_path / "w") == metadata
+    assert_same_bits(convert.load_state_dict(tmp_path / "w"), state_dict)
+
+
 def test_metadata_comes_back_and_other_formats_have_none(tmp_path):
     convert.save_state_dict(tmp_path / "w", {"a": np.zeros(2)}, {"model": "lenet5"})
     assert convert.load_metadata(tmp_path / "w") == {"model": "lenet5"}

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "disguide_jax"
 LAYERS = [
     {"main"},
     {"cli"},
+    {"studies"},
     {"victim_training"},
     {"train"},
     {"plan"},

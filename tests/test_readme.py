@@ -1,5 +1,6 @@
 """What the README says is so."""
 
+import json
 import re
 
 from conftest import ROOT
@@ -21,3 +22,19 @@ def test_every_file_and_command_it_names_is_there():
             assert (ROOT / path).is_file(), path
     for name in re.findall(r"`(\w+\.py)`", README):
         assert list((ROOT / "disguide_jax").rglob(name)), name
+
+
+def test_the_digits_rows_are_those_of_the_kept_summaries():
+    rows = re.findall(
+        r"^\| `(digits_\w+)` \| (\w+) \| ([\d,]+) \| (.*?) \| (.*?) \|$", README, re.M
+    )
+    assert [row[0] for row in rows] == ["digits_soft", "digits_hard"]
+    for name, labels, queries, *shown in rows:
+        folder = ROOT / "results/digits" / name
+        kept = [json.loads((folder / f"seed{i}/summary.json").read_text()) for i in range(3)]
+        for text, key in zip(shown, ("soft_vote_accuracy", "fidelity"), strict=True):
+            assert text == ", ".join(f"{100 * summary[key]:.1f}" for summary in kept)
+        for summary in kept:
+            assert summary["config"]["labels"] == labels
+            assert f"{summary['queries']:,}" == queries
+            assert summary["soft_vote_accuracy"] >= 0.95 * summary["victim_accuracy"]

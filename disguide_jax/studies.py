@@ -1,0 +1,301 @@
+"""Studies of many runs: what is left to run, and tables and figures of what has run.
+
+A finished run leaves `summary.json` and `metrics.jsonl` in RESULTS/<cell>/seed<N>/, and
+everything shown is computed from these files alone.
+"""
+
+import concurrent.futures
+import contextlib
+import csv
+import importlib.util
+import json
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+import scipy.stats
+
+from disguide_jax import plan
+from disguide_jax.config import Config
+from disguide_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Cell(NamedTuple):
+    """A configuration that is run with several seeds: one row, or one point, of a study."""
+
+    config: str  # configs/<config>.py, or <config>:smoke
+    overrides: tuple[tuple[str, Any], ...] = ()  # such as ("replay.size", 600)
+
+    @property
+    def name(self) -> str:
+        """Of its directory of results."""
+        return ",".join([self.config.replace(":", "-"), *(f"{k}={v}" for k, v in self.overrides)])
+
+    def arguments(self, seed: int) -> list[str]:
+        """What the program is told."""
+        file, _, variant = self.config.partition(":")
+        path = ROOT / "configs" / f"{file}.py"
+        if path.is_relative_to(pathlib.Path.cwd()):
+            path = path.relative_to(pathlib.Path.cwd())
+        overrides = (f"--config.{key}={value}" for key, value in self.overrides)
+        config = f"{path}:{variant}" if variant else path
+        return [f"--config={config}", f"--config.seed={seed}", *overrides]
+
+    def load(self, seed: int) -> Config:
+        """The configuration of one run, without running it."""
+        file, _, variant = self.config.partition(":")
+        spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(variant)
+        for key, value in (*self.overrides, ("seed", seed)):
+            *path, last = key.split(".")
+            place = config
+            for part in path:
+                place = getattr(place, part)
+            setattr(place, last, value)
+        return config
+
+
+class Result(NamedTuple):
+    """One finished run."""
+
+    summary: dict[str, Any]
+    lines: list[dict[str, Any]]  # of its log
+
+    def curve(self, name: str = "eval/soft_vote_accuracy") -> tuple[np.ndarray, np.ndarray]:
+        """Queries and values of the lines of the log that have this metric."""
+        points = [(line["queries"], line[name]) for line in self.lines if name in line]
+        queries, values = zip(*points, strict=True) if points else ((), ())
+        return np.array(queries), np.array(values)
+
+    def queries_to(self, accuracy: float) -> float | None:
+        """Queries after which the soft vote first had this accuracy; None if it never had.
+
+        Interpolated linearly between evaluations, from chance at no queries.
+        """
+        queries, values = self.curve()
+        reached = np.flatnonzero(values >= accuracy)
+        if not len(reached):
+            return None
+        i = reached[0]
+        before_queries, before = (queries[i - 1], values[i - 1]) if i else (0, 0.0)
+        share = (accuracy - before) / (values[i] - before)
+        return float(before_queries + share * (queries[i] - before_queries))
+
+
+def load(results: pathlib.Path, cell: Cell, seed: int) -> Result | None:
+    """The result of one run; None if it has not finished.
+
+    Raises:
+      UserError: it is damaged, or of another configuration than `cell` is now.
+    """
+    folder = results / cell.name / f"seed{seed}"
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{folder} cannot be read: {error}; delete it to run it again") from error
+    plan.refuse_other_config(summary["config"], cell.load(seed), folder, extend=False)
+    return Result(summary, lines)
+
+
+def load_all(results: pathlib.Path, cell: Cell, seeds: Iterable[int]) -> list[Result]:
+    """The results of all runs of a cell that have finished."""
+    found = (load(results, cell, seed) for seed in seeds)
+    return [result for result in found if result is not None]
+
+
+def run_missing(
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    *,
+    results: pathlib.Path,
+    workdirs: pathlib.Path,
+    jobs: int = 1,
+    extra: Sequence[str] = (),
+    dry_run: bool = False,
+) -> None:
+    """Runs what has not finished, continuing what was begun.
+
+    Args:
+      cells: of the study.
+      seeds: each cell is run with each.
+      results: where finished runs leave their summary and log.
+      workdirs: where runs have their workdirs.
+      jobs: runs at a time.
+      extra: arguments for every run.
+      dry_run: only print the commands.
+
+    Raises:
+      UserError: a run failed; the others have been let finish.
+    """
+    runs = [(cell, seed) for seed in seeds for cell in dict.fromkeys(cells)]
+    left = [(cell, seed) for cell, seed in runs if load(results, cell, seed) is None]
+    if dry_run:
+        for cell, seed in left:
+            print(shlex.join(["python", *_command(cell, seed, workdirs, extra)[1:]]))
+        return
+    print(f"{len(runs) - len(left)} of {len(runs)} runs have finished{_estimate(results, left)}")
+
+    def run(cell: Cell, seed: int) -> str | None:
+        workdir = _workdir(workdirs, cell, seed)
+        workdir.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with (workdir / "output.txt").open("a") as output:
+            command = _command(cell, seed, workdirs, extra)
+            status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
+        if status:
+            said = (workdir / "output.txt").read_text().strip().splitlines()
+            return f"{cell.name}, seed {seed}: status {status}: {said[-1] if said else ''}"
+        target = results / cell.name / f"seed{seed}"
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "summary.json"):  # the summary last: it says "finished"
+            shutil.copyfile(workdir / name, target / name)
+        accuracy = load(results, cell, seed).summary["soft_vote_accuracy"]
+        seconds = time.monotonic() - started
+        print(
+            f"{cell.name}, seed {seed}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True
+        )
+        return None
+
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    futures = [pool.submit(run, cell, seed) for cell, seed in left]
+    try:
+        failures = [failure for future in futures if (failure := future.result())]
+    except KeyboardInterrupt as error:
+        pool.shutdown(cancel_futures=True)
+        raise UserError("stopped; the same command again continues") from error
+    if failures:
+        raise UserError("\n".join(failures) + "\nThe same command again continues.")
+
+
+def _workdir(workdirs: pathlib.Path, cell: Cell, seed: int) -> pathlib.Path:
+    return workdirs / cell.name / f"seed{seed}"
+
+
+def _command(cell: Cell, seed: int, workdirs: pathlib.Path, extra: Sequence[str]) -> list[str]:
+    workdir = f"--workdir={_workdir(workdirs, cell, seed)}"
+    return [sys.executable, "-m", "disguide_jax.main", *cell.arguments(seed), *extra, workdir]
+
+
+def _estimate(results: pathlib.Path, left: Sequence[tuple[Cell, int]]) -> str:
+    """How long the rest will take, as far as runs of the same configuration tell."""
+    if not left:
+        return ""
+    known, unknown = 0.0, 0
+    for cell, _ in left:
+        seconds = []
+        for path in results.glob(f"{cell.config.replace(':', '-')}*/seed*/summary.json"):
+            with contextlib.suppress(ValueError, KeyError):
+                seconds.append(json.loads(path.read_text())["wall_seconds"])
+        known, unknown = (known + np.median(seconds), unknown) if seconds else (known, unknown + 1)
+    estimate = f"; the rest takes about {known / 3600:.1f} h one after the other" if known else ""
+    return estimate + (f"; of {unknown} it is not known how long they take" if unknown else "")
+
+
+def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half the 95 % confidence interval of it, by Student's t; NaN for one value."""
+    values = np.asarray(list(values), float)
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(scipy.stats.t.ppf(0.975, len(values) - 1) * error)
+
+
+def format_interval(values: Iterable[float], scale: float = 100, digits: int = 2) -> str:
+    """Mean and interval as the tables have them, "94.02 ± 0.25"; without values "/"."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "/"
+    mean, half = mean_and_interval(values)
+    shown = f"{scale * mean:,.{digits}f}"
+    return shown if np.isnan(half) else f"{shown} ± {scale * half:,.{digits}f}"
+
+
+def format_queries_to(results: Sequence[Result], accuracy: float) -> str:
+    """Mean and interval of the queries to an accuracy, over the runs that reached it."""
+    reached = [result.queries_to(accuracy) for result in results]
+    found = [queries for queries in reached if queries is not None]
+    text = format_interval(found, scale=1, digits=0)
+    return text if len(found) == len(reached) else f"{text} ({len(found)} of {len(reached)} runs)"
+
+
+def write_table(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Writes PATH.md and PATH.csv; returns the Markdown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [header, ["---"] * len(header), *rows]
+    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    path.with_suffix(".md").write_text(text)
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return text
+
+
+def new_figure() -> matplotlib.figure.Figure:
+    """An empty figure that no window or global state knows of."""
+    return matplotlib.figure.Figure(figsize=(7, 4.2), layout="constrained")
+
+
+def draw_curves(
+    axes: Any, label: str, results: Sequence[Result], metric: str = "eval/soft_vote_accuracy"
+) -> None:
+    """Each run as a thin line and the mean of all as a thick one, over queries."""
+    curves = [result.curve(metric) for result in results]
+    queries = np.unique(np.concatenate([x for x, _ in curves]))
+    values = np.array([np.interp(queries, x, y) for x, y in curves])
+    (line,) = axes.plot(queries, values.mean(axis=0), label=label, linewidth=2)
+    for x, y in curves:
+        axes.plot(x, y, color=line.get_color(), linewidth=0.6, alpha=0.5)
+
+
+def accuracy_figure(
+    path: pathlib.Path, curves: dict[str, Sequence[Result]], *, title: str = ""
+) -> None:
+    """Accuracy of the soft vote against queries, one colour per label, the victim dashed."""
+    figure = new_figure()
+    axes = figure.subplots()
+    for label, results in curves.items():
+        draw_curves(axes, label, results)
+    accuracies = {r.summary["victim_accuracy"] for results in curves.values() for r in results}
+    for accuracy in accuracies:
+        axes.axhline(accuracy, color="black", linestyle="--", linewidth=1)
+        axes.annotate(
+            "victim", (0, accuracy), xytext=(2, 2), textcoords="offset points", fontsize=8
+        )
+    axes.set(xlabel="queries", ylabel="accuracy of the soft vote", title=title)
+    axes.set_ylim(0, 1.04)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: short_number(x)))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    save_figure(figure, path)
+
+
+def short_number(x: float) -> str:
+    """1,200 as 1.2k and 8,000,000 as 8M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if x >= size:
+            return f"{x / size:g}{unit}"
+    return f"{x:g}"
+
+
+def save_figure(figure: Any, path: pathlib.Path) -> None:
+    """Writes PATH.png and PATH.svg, equal files for equal figures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".png"), dpi=130, metadata={"Software": None})
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -1,0 +1,128 @@
+"""What is computed from finished runs, and which runs are still to be made."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from disguide_jax import config, studies
+from disguide_jax.errors import UserError
+from disguide_jax.studies import Cell, Result
+
+
+def make_result(accuracies, interval=100) -> Result:
+    lines = [
+        {"queries": interval * i, "gen/loss": 1.0, "eval/soft_vote_accuracy": accuracy}
+        for i, accuracy in enumerate(accuracies, start=1)
+    ]
+    summary = {"soft_vote_accuracy": accuracies[-1], "victim_accuracy": 0.9, "wall_seconds": 60.0}
+    return Result(summary, lines)
+
+
+def write_result(folder, cell, seed, accuracies=(0.5, 0.8)):
+    target = folder / cell.name / f"seed{seed}"
+    target.mkdir(parents=True)
+    result = make_result(accuracies)
+    started_with = json.loads(json.dumps(config.to_dict(cell.load(seed))))
+    (target / "summary.json").write_text(json.dumps(result.summary | {"config": started_with}))
+    (target / "metrics.jsonl").write_text("\n".join(map(json.dumps, result.lines)))
+    return target
+
+
+def test_interval_is_students_t():
+    """Five values with a standard deviation of sqrt(2.5); t is 2.776 with four degrees."""
+    mean, half = studies.mean_and_interval([1, 2, 3, 4, 5])
+    assert mean == 3
+    np.testing.assert_allclose(half, 2.7764451 * math.sqrt(2.5) / math.sqrt(5), rtol=1e-6)
+    assert studies.format_interval([0.94, 0.95]) == "94.50 ± 6.35"
+    assert studies.format_interval([0.94]) == "94.00"
+    assert studies.format_interval([]) == "/"
+
+
+def test_queries_to_an_accuracy_are_interpolated_between_evaluations():
+    result = make_result([0.2, 0.6, 0.5, 0.8])
+    assert result.queries_to(0.2) == 100
+    assert result.queries_to(0.4) == 150
+    assert result.queries_to(0.1) == 50
+    assert result.queries_to(0.7) == pytest.approx(300 + 100 * 2 / 3)
+    assert result.queries_to(0.81) is None
+    text = studies.format_queries_to([result, make_result([0.1, 0.2])], 0.4)
+    assert text == "150 (1 of 2 runs)"
+
+
+def test_a_curve_has_the_lines_that_were_evaluated():
+    result = make_result([0.2, 0.6])
+    result.lines.insert(1, {"queries": 150, "gen/loss": 2.0})
+    queries, values = result.curve()
+    assert (queries.tolist(), values.tolist()) == ([100, 200], [0.2, 0.6])
+
+
+def test_a_cell_knows_its_configuration_and_command():
+    cell = Cell("digits_soft", (("replay.size", 500), ("clones.soft_loss", "kl")))
+    loaded = cell.load(seed=3)
+    assert (loaded.seed, loaded.replay.size, loaded.clones.soft_loss) == (3, 500, "kl")
+    assert cell.name == "digits_soft,replay.size=500,clones.soft_loss=kl"
+    assert cell.arguments(3)[1:] == [
+        "--config.seed=3",
+        "--config.replay.size=500",
+        "--config.clones.soft_loss=kl",
+    ]
+
+
+def test_only_what_has_not_finished_is_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = [Cell("digits_soft"), Cell("digits_hard", (("num_clones", 3),))]
+    write_result(tmp_path, cells[0], 0)
+    options = {"results": tmp_path, "workdirs": tmp_path / "w", "dry_run": True}
+    studies.run_missing(cells, range(2), **options)
+    commands = capsys.readouterr().out.splitlines()
+    start = "python -m disguide_jax.main --config=configs/"
+    assert [command.removeprefix(start).split(" --workdir")[0] for command in commands] == [
+        "digits_hard.py --config.seed=0 --config.num_clones=3",
+        "digits_soft.py --config.seed=1",
+        "digits_hard.py --config.seed=1 --config.num_clones=3",
+    ]
+
+
+def test_results_of_another_configuration_are_refused(tmp_path):
+    cell = Cell("digits_soft")
+    target = write_result(tmp_path, cell, 0)
+    assert studies.load(tmp_path, cell, 0).summary["soft_vote_accuracy"] == 0.8
+    assert studies.load(tmp_path, cell, 1) is None
+    summary = json.loads((target / "summary.json").read_text())
+    summary["config"]["batch_size"] += 1
+    (target / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=r"config\.batch_size"):
+        studies.load(tmp_path, cell, 0)
+    (target / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="seed0 cannot be read"):
+        studies.load(tmp_path, cell, 0)
+
+
+def test_missing_runs_are_run_and_failed_ones_named(tmp_path, capsys):
+    good, bad = Cell("digits_soft:smoke"), Cell("digits_soft:smoke", (("batch_size", 0),))
+    options = {"results": tmp_path / "results", "workdirs": tmp_path / "w"}
+    with pytest.raises(UserError, match=r"seed 0: status 2: .*config.batch_size is 0"):
+        studies.run_missing([bad], [0], **options)
+    studies.run_missing([good], [0], **options)
+    result = studies.load(tmp_path / "results", good, 0)
+    assert result.summary["queries"] == 40
+    assert "digits_soft:smoke" not in capsys.readouterr().out
+    studies.run_missing([good], [0], **options)
+    assert "1 of 1 runs have finished\n" in capsys.readouterr().out
+
+
+def test_tables_and_figures_are_equal_for_equal_results(tmp_path):
+    text = studies.write_table(tmp_path / "a", ["x", "y"], [[1, "2 ± 1"]])
+    assert text == "| x | y |\n| --- | --- |\n| 1 | 2 ± 1 |\n"
+    with (tmp_path / "a.csv").open() as file:
+        assert list(csv.reader(file)) == [["x", "y"], ["1", "2 ± 1"]]
+    contents = []
+    for name in ("one", "two"):
+        path = tmp_path / name / "figure"
+        studies.accuracy_figure(path, {"ours": [make_result([0.2, 0.6]), make_result([0.3])]})
+        contents.append([path.with_suffix(s).read_bytes() for s in (".png", ".svg")])
+    assert contents[0] == contents[1]

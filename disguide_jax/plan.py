@@ -1,6 +1,7 @@
 """What a run is made of, and what can be said of it and refused before its first round."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -160,7 +161,7 @@ def refuse_other_config(
       UserError: lists the keys that differ and would change the result.
     """
     now = _flat(json.loads(json.dumps(to_dict(config))))
-    before = _flat_defaults() | _flat(started_with)  # keys that came later had their defaults
+    before = _flat_defaults(type(config)) | _flat(started_with)  # keys that came later had their defaults
     changed = {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
@@ -243,9 +244,11 @@ def _flat(nested: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _flat_defaults() -> dict[str, Any]:
-    required = {"name": None, "dataset": None, "labels": None, "query_budget": None}
-    return _flat(json.loads(json.dumps(to_dict(Config(**required)))))
+def _flat_defaults(kind: type[Config]) -> dict[str, Any]:
+    fields = dataclasses.fields(kind)
+    missing = dataclasses.MISSING
+    required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
+    return _flat(json.loads(json.dumps(to_dict(kind(**dict.fromkeys(required))))))
 
 
 def _count(variables: Variables, share: int = 1) -> str:

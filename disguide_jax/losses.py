@@ -1,4 +1,4 @@
-"""The losses of DisGUIDE (Rosenthal et al., AAAI 2023): arrays in, arrays out.
+"""The losses of DisGUIDE (Rosenthal et al., AAAI 2023) and its relatives: arrays in, arrays out.
 
 No configuration and no randomness in here, so that other code can use any of it under
 `jit`, `vmap` and `grad`. Shapes: C clones, N batch, K classes. Losses of a batch come back
@@ -30,6 +30,20 @@ def disagreement(probs: Array) -> Array:
     # std, it passes no gradient rather than NaN.
     positive = variance > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0).mean(axis=-1)
+
+
+def logit_distance(logits: Array) -> Array:
+    """How far two clones are apart: `mean_k abs(S_1 - S_2)` on logits.
+
+    Dual Students' generator maximises its batch mean, and nothing else.
+
+    Args:
+      logits: [2, N, K].
+
+    Returns:
+      The distance averaged over classes, [N], >= 0.
+    """
+    return jnp.abs(logits[0] - logits[1]).mean(axis=-1)
 
 
 def diversity(probs: Array, *, epsilon: float = 1e-6) -> Array:

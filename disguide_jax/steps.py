@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from disguide_jax import models, optim, replay
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
-from disguide_jax.methods import disguide
-from disguide_jax.state import Array, Metrics, Networks, Optimizers, TrainState
+from disguide_jax.methods import disguide, dual_students
+from disguide_jax.state import Array, Metrics, Networks, Optimizers, Stage, TrainState
 
-METHODS = {"disguide": disguide}
+METHODS = {"disguide": disguide, "dual_students": dual_students}
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
@@ -33,11 +33,11 @@ def method_of(config: Config) -> ModuleType:
     return method
 
 
-def num_rounds(config: Config) -> int:
-    """Rounds that the budget pays for in full; what is left over is never sent.
+def stages(config: Config) -> tuple[Stage, ...]:
+    """What the budget pays for in full; what is left over is never sent.
 
     Raises:
-      UserError: it pays for none.
+      UserError: it does not pay for a single round.
     """
     cost = method_of(config).queries_per_round(config)
     if config.query_budget < cost:
@@ -45,19 +45,47 @@ def num_rounds(config: Config) -> int:
             f"config.query_budget is {config.query_budget:,}; it must be at least "
             f"{cost:,}, which is what one round costs"
         )
-    return config.query_budget // cost
+    return (Stage("extraction", config.query_budget // cost, cost),)
+
+
+def num_rounds(config: Config) -> int:
+    """Rounds of all stages. Raises UserError as `stages` does."""
+    return sum(stage.num_rounds for stage in stages(config))
+
+
+def stage_at(stages: tuple[Stage, ...], round_: int) -> tuple[Stage, int]:
+    """The stage that a round belongs to, and that stage's first round."""
+    first = 0
+    for stage in stages:
+        if round_ < first + stage.num_rounds:
+            return stage, first
+        first += stage.num_rounds
+    raise ValueError(f"round {round_} of {first}")
+
+
+def queries_after(stages: tuple[Stage, ...], num_rounds: int) -> int:
+    """Images that the victim must have been sent when so many rounds are done."""
+    queries = 0
+    for stage in stages:
+        done = min(num_rounds, stage.num_rounds)
+        queries += done * stage.queries_per_round
+        num_rounds -= done
+    return queries
 
 
 def make_networks(
     config: Config, *, num_classes: int, channels: int, dtype: Any = None
 ) -> Networks:
     """The generator and the stacked clones, computing in `dtype` (None: as their weights)."""
-    clone = models.make_classifier(
-        config.clones.model,
-        width=config.clones.width,
-        num_classes=num_classes,
-        channels=channels,
-        dtype=dtype,
+    clone, exact_clone = (
+        models.make_classifier(
+            config.clones.model,
+            width=config.clones.width,
+            num_classes=num_classes,
+            channels=channels,
+            dtype=compute_dtype,
+        )
+        for compute_dtype in (dtype, None)
     )
     generator = models.make_generator(
         width=config.generator.width,
@@ -65,7 +93,8 @@ def make_networks(
         channels=channels,
         dtype=dtype,
     )
-    return Networks(generator, models.stack(clone, config.num_clones))
+    clones, exact_clones = (models.stack(c, config.num_clones) for c in (clone, exact_clone))
+    return Networks(generator, clones, exact_clones)
 
 
 def make_optimizers(config: Config) -> Optimizers:
@@ -83,6 +112,7 @@ def init_state(
     config: Config, networks: Networks, tx: Optimizers, *, num_classes: int, channels: int
 ) -> TrainState:
     """A fresh state: initialised networks and optimisers, an empty replay, nothing spent."""
+    keeps_replay = method_of(config).KEEPS_REPLAY
     root, generator_key, clones_key = jax.random.split(jax.random.key(config.seed), 3)
     generator, clones = networks.generator.init(generator_key), networks.clones.init(clones_key)
     size = (models.IMAGE_SIZE, models.IMAGE_SIZE, channels)
@@ -100,18 +130,26 @@ def init_state(
         clones=clones,
         generator_opt=tx.generator.init(generator.params),
         clones_opt=tx.clones.init(clones.params),
-        replay=replay.init(config.replay.size, images, answers),
+        replay=replay.init(config.replay.size if keeps_replay else 1, images, answers),
     )
 
 
 def make_train_step(
-    config: Config, networks: Networks, tx: Optimizers, *, channels: int
+    config: Config,
+    networks: Networks,
+    tx: Optimizers,
+    *,
+    channels: int,
+    stage: Stage | None = None,
 ) -> TrainStep:
     """The pure function (state, victim) -> (state, metrics) of one round.
+
+    Only methods with several stages need to know the `stage`.
 
     `victim` is any pytree that can be called with images [N, H, W, channels] in [-1, 1] and
     answers with probabilities [N, K] or labels [N]; see `disguide_jax.victim`.
     """
+    del stage
     return method_of(config).make_round(config, networks, tx, channels=channels)
 
 

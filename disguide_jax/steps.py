@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from disguide_jax import models, optim, replay
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
-from disguide_jax.methods import disguide, dual_students
+from disguide_jax.methods import dfme, disguide, dual_students, maze
 from disguide_jax.state import Array, Metrics, Networks, Optimizers, Stage, TrainState
 
-METHODS = {"disguide": disguide, "dual_students": dual_students}
+METHODS = {"disguide": disguide, "dual_students": dual_students, "dfme": dfme, "maze": maze}
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 

@@ -136,20 +136,20 @@ def update_clones(
 
 
 def repeat(
-    step: Callable[[TrainState, Key], tuple[TrainState, Metrics]], state: TrainState, keys: Key
-) -> tuple[TrainState, Metrics]:
-    """Takes a step once with each key [num]; returns the metrics of the last.
+    step: Callable[[Any, Key], tuple[Any, Metrics]], carry: Any, keys: Key
+) -> tuple[Any, Metrics]:
+    """Takes a step once with each key [num]; returns the metrics of the last, {} of none.
 
     One program on a GPU or TPU, however many steps; unrolled on the CPU, where a convolution's
     gradient in a loop is 30 times slower.
     """
-    if jax.default_backend() != "cpu":
-        state, metrics = jax.lax.scan(step, state, keys)
-        return state, jax.tree.map(lambda m: m[-1], metrics)
-    metrics: Metrics = {}
+    if len(keys) > 1 and jax.default_backend() != "cpu":
+        carry, metrics = jax.lax.scan(step, carry, keys)
+        return carry, {name: values[-1] for name, values in metrics.items()}
+    metrics = {}
     for key in keys:
-        state, metrics = step(state, key)
-    return state, metrics
+        carry, metrics = step(carry, key)
+    return carry, metrics
 
 
 def make_clone_loss(config: ClonesConfig, *, labels: str) -> CloneLoss:

@@ -15,6 +15,7 @@ LAYERS = [
     {"plan"},
     {"steps"},
     {"methods"},
+    {"zeroth_order"},
     {"updates"},
     {"evaluate"},
     {"victim"},

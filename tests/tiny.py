@@ -53,7 +53,7 @@ def classifier():
 def build(config: Config) -> tuple[Networks, Optimizers, TrainState]:
     latent = jax.ShapeDtypeStruct((1, config.generator.latent_dim), jnp.float32)
     clones = models.stack(classifier(), config.num_clones)
-    networks = Networks(models.as_net(TinyGenerator(), latent), clones)
+    networks = Networks(models.as_net(TinyGenerator(), latent), clones, clones)
     tx = steps.make_optimizers(config)
     init = functools.partial(steps.init_state, config, networks, tx)
     return networks, tx, jax.jit(lambda: init(num_classes=NUM_CLASSES, channels=3))()
@@ -68,3 +68,9 @@ def brightness(images: Array) -> Array:
 def soft_brightness(images: Array) -> Array:
     """The same with probabilities."""
     return jax.nn.one_hot(brightness(images), NUM_CLASSES) * 0.9 + 0.02
+
+
+def smooth_brightness(images: Array) -> Array:
+    """A victim whose probabilities follow every pixel, as forward differences need."""
+    level = images.mean(axis=(1, 2, 3))[:, None]
+    return jax.nn.softmax(-jnp.square(3 * level - jnp.arange(NUM_CLASSES)[None] / 2))

@@ -38,13 +38,14 @@ class VictimConfig:
 class GeneratorConfig:
     """The network that makes the queries, and its training."""
 
+    model: str = "dfme"  # the three-convolution network of DFME and DisGUIDE; or "dcgan"
     width: int = 64
     latent_dim: int = 256
     optimizer: str = "adam"  # of OPTIMIZERS
     learning_rate: float = 1e-4
     momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0  # the paper says 5e-4; the authors' code has none
-    diversity_weight: float = 0.2  # lambda of Equation 1; 0.04 for CIFAR-100
+    diversity_weight: float = 0.2  # lambda of Equation 1; 0.04 for CIFAR-100. Also of dfms
     gray_every: int = 8  # images 0, 8, 16, ... of a batch are turned gray; 0 turns none
 
 
@@ -93,6 +94,23 @@ class ZerothOrderConfig:
 
 
 @dataclasses.dataclass
+class DfmsConfig:
+    """The stages of dfms; its last one follows the keys that all methods have."""
+
+    proxy_images: int = 50_000
+    gan_epochs: int = 200
+    validation_images: int = 20_000  # queries, twice
+    offline_images: int = 25_000  # proxy images, and as many generated ones: queries, twice
+    offline_epochs: int = 200
+    offline_learning_rate: float = 0.1
+    diversity_epochs: int = 100
+    diversity_weight: float = 10.0
+    choose_every_rounds: int = 782  # of the last stage: when the averages are compared
+    adam_b1: float = 0.5  # of generator and discriminator
+    flip: bool = True  # mirror half of the images
+
+
+@dataclasses.dataclass
 class Config:
     """One extraction."""
 
@@ -111,6 +129,7 @@ class Config:
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     zeroth_order: ZerothOrderConfig = dataclasses.field(default_factory=ZerothOrderConfig)
+    dfms: DfmsConfig = dataclasses.field(default_factory=DfmsConfig)
     precision: str = "auto"  # "auto": bfloat16 on a GPU or TPU, float32 on the CPU
     rounds_per_call: int = 0  # rounds in one call of the compiled step; 0 suits the backend
     log_every_queries: int = 25_600
@@ -159,8 +178,11 @@ def validate(config: Config) -> None:
         at_least(key, 1)
     for key in ("generator.width", "generator.latent_dim"):
         at_least(key, 1)
-    for key in ("clones.steps", "zeroth_order.directions"):
+    for key in ("clones.steps", "zeroth_order.directions", "dfms.choose_every_rounds"):
         at_least(key, 1)
+    for key in ("gan_epochs", "offline_epochs", "diversity_epochs", "diversity_weight"):
+        at_least(f"dfms.{key}", 0)
+    check("dfms.adam_b1", 0 <= config.dfms.adam_b1 < 1, "from 0 to below 1")
     for key in ("log", "evaluate", "checkpoint"):
         at_least(f"{key}_every_queries", 1)
     for key in ("victim.width", "clones.width", "rounds_per_call", "seed"):
@@ -181,7 +203,8 @@ def validate(config: Config) -> None:
     )
     for key in ("clones.learning_rate", "generator.learning_rate", "schedule.factor"):
         above_zero(key)
-    above_zero("zeroth_order.epsilon")
+    for key in ("zeroth_order.epsilon", "dfms.offline_learning_rate"):
+        above_zero(key)
     fractions = config.schedule.fractions
     check(
         "schedule.fractions",
@@ -210,6 +233,12 @@ def smoke(config: Config) -> Config:
     config.log_every_queries = in_round
     config.evaluate_every_queries = 2 * in_round
     config.checkpoint_every_queries = 2 * in_round
+    if config.method == "dfms":  # two rounds of validation, two of 16 labels, twice; then five
+        config.dfms.proxy_images = config.dfms.validation_images = 2 * config.batch_size + 1
+        config.dfms.offline_images = 2 * config.batch_size + 1
+        config.dfms.gan_epochs = config.dfms.offline_epochs = config.dfms.diversity_epochs = 1
+        config.dfms.choose_every_rounds = 2
+        config.query_budget += 12 * config.batch_size
     config.schedule.block_rounds = 1
     config.replay.size = 3 * config.batch_size + 1  # wraps around
     config.replay.batches = 1  # compiles in half the time of 3

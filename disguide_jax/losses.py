@@ -60,6 +60,20 @@ def diversity(probs: Array, *, epsilon: float = 1e-6) -> Array:
     return jnp.sum(mean_vote * jnp.log(mean_vote))
 
 
+def class_balance(probs: Array, *, epsilon: float = 1e-5) -> Array:
+    """`sum_k a_k log(a_k + epsilon)`, which DFMS's generator minimises beside its GAN loss.
+
+    Args:
+      probs: probabilities [C, N, K]; a is their mean over clones and batch.
+      epsilon: as in the authors' code.
+
+    Returns:
+      A scalar between about -log K (all classes alike) and 0 (one class alone).
+    """
+    mean = probs.mean(axis=(0, 1))
+    return jnp.sum(mean * jnp.log(mean + epsilon))
+
+
 def generator_loss(logits: Array, *, diversity_weight: float) -> tuple[Array, dict[str, Array]]:
     """The generator's joint loss `L_G = L_D + lambda L_div`, Equation 1.
 

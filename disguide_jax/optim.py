@@ -66,7 +66,7 @@ def sgd(
 
 
 def adam(
-    learning_rate: optax.ScalarOrSchedule, weight_decay: float
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float, *, b1: float = 0.9
 ) -> optax.GradientTransformation:
     """PyTorch's Adam (not AdamW): the decay joins the gradient before the moments."""
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, b1=b1))

@@ -38,6 +38,7 @@ class Networks(NamedTuple):
     generator: Net  # [N, Z] -> images
     clones: Net  # images [N, H, W, channels] -> logits [C, N, K]
     exact_clones: Net | None = None  # the same, computing in the weights' float32 (or float64)
+    discriminator: Net | None = None  # of dfms: images -> logits [N]
 
 
 class Optimizers(NamedTuple):
@@ -45,6 +46,7 @@ class Optimizers(NamedTuple):
 
     generator: optax.GradientTransformation
     clones: optax.GradientTransformation
+    discriminator: optax.GradientTransformation | None = None
 
 
 class Stage(NamedTuple):
@@ -67,3 +69,4 @@ class TrainState:
     generator_opt: optax.OptState
     clones_opt: optax.OptState
     replay: Replay  # of one image, and always empty, where a method replays nothing
+    extra: Any = ()  # what only one method keeps

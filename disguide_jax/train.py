@@ -173,6 +173,7 @@ def play(
                     )
             if "log" in due:
                 line |= {name: s / progress.summed_rounds for name, s in progress.sums.items()}
+                line |= steps.report(config, state)
                 progress.sums, progress.summed_rounds = {}, 0
                 now = time.perf_counter()
                 rate = (spent - clock_queries) / (now - clock)

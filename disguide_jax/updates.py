@@ -48,6 +48,33 @@ def to_gray(images: Array, channel: Array, *, every: int) -> Array:
     return jnp.where(is_gray & ~is_kept, kept, images)
 
 
+def augment(key: Key, images: Array, *, padding: int, flip: bool) -> Array:
+    """Shifts every image at random and mirrors half of them.
+
+    Args:
+      key: of this batch.
+      images: [N, H, W, channels], of any type; black is 0.
+      padding: black pixels added on every side, of which a random window is kept.
+      flip: whether to mirror.
+
+    Returns:
+      Images of the same shape and type.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    size = images.shape[1:]
+    if padding:
+        edge = (padding, padding)
+        padded = jnp.pad(images, [(0, 0), edge, edge, (0, 0)])
+        corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
+        images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), size))(
+            padded, corners
+        )
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+
 def generate(
     generator: Net,
     variables: Variables,
@@ -90,6 +117,13 @@ def apply_generator_gradient(
     return state.replace(generator=generator, generator_opt=generator_opt)
 
 
+def as_sent(state: TrainState, images: Array) -> Array:
+    """What reaches the victim: with a uint8 replay images of 8 bits, as through an image API."""
+    if state.replay.images.dtype != jnp.uint8:
+        return images
+    return replay.decode(replay.encode(images, jnp.uint8)).astype(images.dtype)
+
+
 def query(
     state: TrainState, victim: Callable[[Array], Array], images: Array, *, keep: bool = True
 ) -> tuple[TrainState, Array, Array]:
@@ -101,8 +135,7 @@ def query(
       The state, the images as they were sent (rounded to 8 bits with a uint8 replay, as an
       image API would), and the victim's answers.
     """
-    if state.replay.images.dtype == jnp.uint8:
-        images = replay.decode(replay.encode(images, jnp.uint8)).astype(images.dtype)
+    images = as_sent(state, images)
     answers = victim(images)
     state = state.replace(queries=state.queries + images.shape[0])
     if keep:

@@ -105,6 +105,8 @@ class Progress:
         stage = ""
         if "stage" in metrics:
             stage = f"{metrics['stage']} {metrics['stage/share']:.0%}"
+        if "choice/agreement" in metrics:
+            stage += f", choice {metrics['choice/decay']:g} ({metrics['choice/agreement']:.4f})"
         said = [*filter(None, [stage, self._accuracy])]
         self._bar.set_postfix_str(", ".join(said))
         if not self._bar.disable:

@@ -46,7 +46,7 @@ from disguide_jax.state import (
 from disguide_jax.victim import to_labels
 
 # Streams of randomness: those of a round, and those of a stage or of the run.
-LATENT, AUGMENT, REAL, CLONES = range(4)
+LATENT, AUGMENT, REAL = range(3)
 SHUFFLE, PROXY, PRIOR, VALIDATION, DISCRIMINATOR = range(2**31 - 10, 2**31 - 5)
 
 DECAYS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9995, 0.9998)  # of the averages; A of them
@@ -67,6 +67,8 @@ class Extra:
     prior: Variables  # the generator whose images were labelled
     validation: Array  # [V, K] or [V], answers to the prior's images
     labelled: Array  # [L, 2, K] or [L, 2], answers to proxy images and the prior's
+    fresh_clones: Variables  # untrained: stages 3 and 5 start from them
+    fresh_discriminator: Variables  # likewise stage 4
     student: Variables  # clones in training
     averages: Variables  # of the student, leaves [A, C, ...]
     agreement: Array  # [] share of the validation images on which state.clones agree
@@ -155,6 +157,8 @@ def init_extra(
         prior=state.generator,
         validation=jnp.zeros((num_validation, *one), answers.dtype),
         labelled=jnp.zeros((num_labelled, 2, *one), answers.dtype),
+        fresh_clones=state.clones,
+        fresh_discriminator=discriminator,
         student=state.clones,
         averages=repeated(state.clones, len(DECAYS)),
         agreement=jnp.float32(-1),
@@ -261,18 +265,12 @@ def make_round(
         return jnp.tanh(pre_tanh)
 
     def fresh_gan_optimizers(state: TrainState, index: Array) -> TrainState:
-        generator_opt = jax.lax.cond(
-            index == 0,
-            lambda: tx.generator.init(state.generator.params),
-            lambda: state.generator_opt,
-        )
-        discriminator_opt = jax.lax.cond(
-            index == 0,
-            lambda: tx.discriminator.init(state.extra.discriminator.params),
-            lambda: state.extra.discriminator_opt,
-        )
-        extra = state.extra.replace(discriminator_opt=discriminator_opt)
-        return state.replace(generator_opt=generator_opt, extra=extra)
+        extra = state.extra
+        fresh = tx.generator.init(state.generator.params)
+        state = state.replace(generator_opt=select(index == 0, fresh, state.generator_opt))
+        fresh = tx.discriminator.init(extra.discriminator.params)
+        opt = select(index == 0, fresh, extra.discriminator_opt)
+        return state.replace(extra=extra.replace(discriminator_opt=opt))
 
     # --- clones
 
@@ -290,7 +288,7 @@ def make_round(
         extra = state.extra.replace(student=after.clones)
         return after.replace(clones=state.clones, extra=extra), metrics
 
-    def agreement(state: TrainState, clones: Variables) -> Array:
+    def measure(state: TrainState, clones: Variables) -> Array:
         """How often the soft vote says what the victim said of the validation images, []."""
         truth = to_labels(state.extra.validation).reshape(-1, batch)
 
@@ -303,7 +301,7 @@ def make_round(
 
     def choose(state: TrainState, candidates: Variables, decays: Array) -> TrainState:
         """Makes the best of the candidates, leaves [A, ...], the clones, if they are better."""
-        agreements = jax.lax.map(lambda clones: agreement(state, clones), candidates)
+        agreements = jax.lax.map(lambda clones: measure(state, clones), candidates)
         best = jnp.argmax(agreements)
         better = agreements[best] > state.extra.agreement
 
@@ -322,29 +320,27 @@ def make_round(
         state: TrainState, index: Array, every: int, candidates: Variables, decays: tuple
     ) -> TrainState:
         due = ((index + 1) % every == 0) | (index + 1 == stage.num_rounds)
-        chosen = jax.lax.cond(
-            due,
-            lambda: (lambda s: (s.clones, s.extra.agreement, s.extra.decay))(
-                choose(state, candidates, jnp.asarray(decays))
-            ),
-            lambda: (state.clones, state.extra.agreement, state.extra.decay),
-        )
-        extra = state.extra.replace(agreement=chosen[1], decay=chosen[2])
-        return state.replace(clones=chosen[0], extra=extra)
 
-    def begin_student(state: TrainState, index: Array, fresh: Callable[[], Variables]) -> Any:
+        def chosen() -> tuple:
+            after = choose(state, candidates, jnp.asarray(decays))
+            return after.clones, after.extra.agreement, after.extra.decay
+
+        def as_before() -> tuple:
+            return state.clones, state.extra.agreement, state.extra.decay
+
+        clones, agreement, decay = jax.lax.cond(due, chosen, as_before)
+        extra = state.extra.replace(agreement=agreement, decay=decay)
+        return state.replace(clones=clones, extra=extra)
+
+    def begin_student(state: TrainState, index: Array, student: Variables) -> TrainState:
         """At the first round of a stage: a student, its optimiser, and no choice yet."""
-
-        def begin() -> tuple:
-            student = fresh()
-            return student, tx.clones.init(student.params), jnp.float32(-1)
-
-        def go_on() -> tuple:
-            return state.extra.student, state.clones_opt, state.extra.agreement
-
-        student, clones_opt, chosen = jax.lax.cond(index == 0, begin, go_on)
-        extra = state.extra.replace(student=student, agreement=chosen)
-        return state.replace(clones_opt=clones_opt, extra=extra)
+        return state.replace(
+            clones_opt=select(index == 0, tx.clones.init(student.params), state.clones_opt),
+            extra=state.extra.replace(
+                student=select(index == 0, student, state.extra.student),
+                agreement=jnp.where(index == 0, -1, state.extra.agreement),
+            ),
+        )
 
     # --- stages
 
@@ -358,12 +354,9 @@ def make_round(
 
     def diversity(state: TrainState, victim: Any, index: Array) -> tuple[TrainState, Metrics]:
         del victim
-        discriminator = jax.lax.cond(
-            index == 0,
-            lambda: networks.discriminator.init(updates.round_key(state, CLONES)),
-            lambda: state.extra.discriminator,
-        )
-        state = state.replace(extra=state.extra.replace(discriminator=discriminator))
+        extra = state.extra
+        discriminator = select(index == 0, extra.fresh_discriminator, extra.discriminator)
+        state = state.replace(extra=extra.replace(discriminator=discriminator))
         state = fresh_gan_optimizers(state, index)
         z = round_latent(state)
         fake = train_images(state, z)
@@ -389,8 +382,7 @@ def make_round(
 
     def offline(state: TrainState, victim: Any, index: Array) -> tuple[TrainState, Metrics]:
         del victim
-        key = updates.round_key(state, CLONES)
-        state = begin_student(state, index, lambda: networks.clones.init(key))
+        state = begin_student(state, index, state.extra.fresh_clones)
         num = len(state.extra.labelled)
         of_proxy, of_prior = (shuffled(state, index, num, stream) for stream in range(2))
         images = [proxy_images(state, of_proxy), prior_images(state, PRIOR, of_prior)]
@@ -400,7 +392,7 @@ def make_round(
         return choose_at(state, index, num // batch, candidates, (0.0,)), metrics
 
     def alternate(state: TrainState, victim: Any, index: Array) -> tuple[TrainState, Metrics]:
-        state = begin_student(state, index, lambda: state.clones)
+        state = begin_student(state, index, state.clones)
         state = fresh_gan_optimizers(state, index)
         started = repeated(state.extra.student, len(DECAYS))
         averages = select(index == 0, started, state.extra.averages)

@@ -1,16 +1,16 @@
 """Checkpoints that cost little, are believed only when whole, and are never spent twice.
 
-A checkpoint is a directory named by the queries spent. It holds the networks, the optimisers
+A checkpoint is a directory named by the rounds done. It holds the networks, the optimisers
 and the key, written by orbax, and a manifest with the size and the checksum of every file,
 written last. The replay is not in it: each checkpoint adds to `replay/` only the entries that
 were inserted since the one before, so that a buffer of a million images is never written
 whole. The only module that knows orbax's names.
 
     checkpoints/
-      000500000/manifest.json   progress, segments of the replay, files with checksums
-      000500000/state/          orbax: every leaf but the buffer's images and answers
-      replay/000500000.images   raw bytes of the entries inserted since the one before,
-      replay/000500000.answers  oldest first
+      000007800/manifest.json   progress, segments of the replay, files with checksums
+      000007800/state/          orbax: every leaf but the buffer's images and answers
+      replay/000007800.images   raw bytes of the entries inserted since the one before,
+      replay/000007800.answers  oldest first
 """
 
 import collections
@@ -58,6 +58,7 @@ class Segment(NamedTuple):
 class Manifest:
     """What a checkpoint says about itself."""
 
+    round: int
     queries: int
     head: int
     progress: dict[str, Any]
@@ -69,7 +70,7 @@ class Manifest:
     @property
     def name(self) -> str:
         """Of its directory."""
-        return f"{self.queries:09}"
+        return f"{self.round:09}"
 
 
 class DamagedError(Exception):
@@ -133,7 +134,7 @@ class Checkpoints:
             for other, error in damaged.items():
                 path = self._directory / other
                 log.warning("%s is damaged: %s. Continues from %s.", path, error, name)
-            older = [m for m in manifests.values() if m.queries <= manifest.queries]
+            older = [m for m in manifests.values() if m.round <= manifest.round]
             self._kept = older[:NUM_KEPT][::-1]
             _clean(self._directory, manifests.values())  # after a process that was killed
             return state, manifest.progress
@@ -166,18 +167,19 @@ class Checkpoints:
             raise ValueError("call restore before save: there may be checkpoints already")
         self.wait()
         ring = state.replay
-        scalars = (state.queries, ring.head, ring.size)
-        queries, head, size = (int(x) for x in jax.device_get(scalars))
+        scalars = (state.round, state.queries, ring.head, ring.size)
+        round_, queries, head, size = (int(x) for x in jax.device_get(scalars))
         last = self._kept[-1] if self._kept else None
-        if last and queries <= last.queries:
-            if queries < last.queries:
-                raise ValueError(f"{queries} queries: older than {last.name}, which is saved")
+        if last and round_ <= last.round:
+            if round_ < last.round:
+                raise ValueError(f"round {round_}: older than {last.name}, which is saved")
             return
         capacity = len(ring.images)
         count = _num_inserted(last, queries, head, size, capacity)
-        new = Segment(f"{queries:09}", (head - count) % capacity, count)
+        new = Segment(f"{round_:09}", (head - count) % capacity, count)
         leaves = _flatten(state)
         manifest = Manifest(
+            round=round_,
             queries=queries,
             head=head,
             progress=json.loads(json.dumps(progress, allow_nan=False)),  # a copy, too
@@ -272,7 +274,7 @@ class Checkpoints:
             reason = getattr(error, "strerror", None) or error
             before = f"The one before, {self._kept[-1].name}, stays usable. " if self._kept else ""
             raise UserError(
-                f"{self._directory}: the checkpoint of {manifest.queries:,} queries "
+                f"{self._directory}: the checkpoint of round {manifest.round:,} "
                 f"({num_bytes:,} bytes) cannot be written: {reason}. {before}"
                 "Make room there, then run the same command again."
             ) from error

@@ -15,6 +15,8 @@ SOFT_LOSSES = ("l1", "cross_entropy", "kl")
 INPUT_SPACES = ("pre-transform", "post-transform")
 PRECISIONS = ("auto", "float32", "bfloat16")
 REPLAY_DTYPES = ("float32", "bfloat16", "uint8")
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("steps", "cosine")
 EMBEDDED = "embedded:"  # weights that lie in disguide_jax/assets
 RANDOM_WEIGHTS = "random"
 
@@ -36,11 +38,14 @@ class VictimConfig:
 class GeneratorConfig:
     """The network that makes the queries, and its training."""
 
+    model: str = "dfme"  # the three-convolution network of DFME and DisGUIDE; or "dcgan"
     width: int = 64
     latent_dim: int = 256
+    optimizer: str = "adam"  # of OPTIMIZERS
     learning_rate: float = 1e-4
+    momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0  # the paper says 5e-4; the authors' code has none
-    diversity_weight: float = 0.2  # lambda of Equation 1; 0.04 for CIFAR-100
+    diversity_weight: float = 0.2  # lambda of Equation 1; 0.04 for CIFAR-100. Also of dfms
     gray_every: int = 8  # images 0, 8, 16, ... of a batch are turned gray; 0 turns none
 
 
@@ -50,6 +55,7 @@ class ClonesConfig:
 
     model: str = "resnet18_8x"
     width: int = 0  # 0 is the model's usual one
+    steps: int = 5  # updates on paid batches in a round; disguide makes 1 whatever this is
     soft_loss: str = "l1"  # of SOFT_LOSSES; the paper says cross_entropy. Hard labels need none
     prob_floor: float = 1e-30  # raise it for a victim that rounds its probabilities
     learning_rate: float = 0.03
@@ -68,11 +74,40 @@ class ReplayConfig:
 
 @dataclasses.dataclass
 class ScheduleConfig:
-    """Both learning rates are multiplied by `factor` at these fractions of the budget."""
+    """Both learning rates over the budget.
 
+    "steps" multiplies them by `factor` at these fractions, "cosine" lets them fall to 0.
+    """
+
+    shape: str = "steps"  # of SCHEDULES
     fractions: tuple[float, ...] = (0.4, 0.8)
     factor: float = 0.3
     block_rounds: int = 1  # boundaries are rounded down to a multiple; 150 in the authors' code
+
+
+@dataclasses.dataclass
+class ZerothOrderConfig:
+    """How dfme and maze estimate the generator's gradient from answers."""
+
+    directions: int = 1  # m, random directions for each image; every one is a query
+    epsilon: float = 1e-3  # length of a step along them, before the tanh
+
+
+@dataclasses.dataclass
+class DfmsConfig:
+    """The stages of dfms; its last one follows the keys that all methods have."""
+
+    proxy_images: int = 50_000
+    gan_epochs: int = 200
+    validation_images: int = 20_000  # queries, twice
+    offline_images: int = 25_000  # proxy images, and as many generated ones: queries, twice
+    offline_epochs: int = 200
+    offline_learning_rate: float = 0.1
+    diversity_epochs: int = 100
+    diversity_weight: float = 10.0
+    choose_every_rounds: int = 782  # of the last stage: when the averages are compared
+    adam_b1: float = 0.5  # of generator and discriminator
+    flip: bool = True  # mirror half of the images
 
 
 @dataclasses.dataclass
@@ -93,6 +128,8 @@ class Config:
     clones: ClonesConfig = dataclasses.field(default_factory=ClonesConfig)
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    zeroth_order: ZerothOrderConfig = dataclasses.field(default_factory=ZerothOrderConfig)
+    dfms: DfmsConfig = dataclasses.field(default_factory=DfmsConfig)
     precision: str = "auto"  # "auto": bfloat16 on a GPU or TPU, float32 on the CPU
     rounds_per_call: int = 0  # rounds in one call of the compiled step; 0 suits the backend
     log_every_queries: int = 25_600
@@ -126,6 +163,8 @@ def validate(config: Config) -> None:
     one_of("precision", PRECISIONS)
     one_of("replay.dtype", REPLAY_DTYPES)
     one_of("clones.soft_loss", SOFT_LOSSES)
+    one_of("generator.optimizer", OPTIMIZERS)
+    one_of("schedule.shape", SCHEDULES)
     one_of("victim.input_space", INPUT_SPACES)
     check("name", config.name and "/" not in config.name, "a plain file name")
     check("victim.weights", config.victim.weights, "a file of weights, or 'random'")
@@ -139,17 +178,23 @@ def validate(config: Config) -> None:
         at_least(key, 1)
     for key in ("generator.width", "generator.latent_dim"):
         at_least(key, 1)
+    for key in ("clones.steps", "zeroth_order.directions", "dfms.choose_every_rounds"):
+        at_least(key, 1)
+    for key in ("gan_epochs", "offline_epochs", "diversity_epochs", "diversity_weight"):
+        at_least(f"dfms.{key}", 0)
+    check("dfms.adam_b1", 0 <= config.dfms.adam_b1 < 1, "from 0 to below 1")
     for key in ("log", "evaluate", "checkpoint"):
         at_least(f"{key}_every_queries", 1)
     for key in ("victim.width", "clones.width", "rounds_per_call", "seed"):
         at_least(key, 0)
-    for key in ("replay.batches", "generator.gray_every", "clones.momentum"):
+    for key in ("replay.batches", "generator.gray_every"):
         at_least(key, 0)
     for key in ("clones.weight_decay", "generator.weight_decay"):
         at_least(key, 0)
     check("seed", config.seed < 2**32, "below 4,294,967,296")
     check("batch_size", config.batch_size >= 2, "at least 2, for batch statistics")
-    check("clones.momentum", config.clones.momentum < 1, "from 0 to below 1")
+    for key in ("clones.momentum", "generator.momentum"):
+        check(key, 0 <= _value(config, key) < 1, "from 0 to below 1")
     check("clones.prob_floor", 0 < config.clones.prob_floor < 0.1, "above 0 and below 0.1")
     check(
         "generator.diversity_weight",
@@ -157,6 +202,8 @@ def validate(config: Config) -> None:
         "a finite number",
     )
     for key in ("clones.learning_rate", "generator.learning_rate", "schedule.factor"):
+        above_zero(key)
+    for key in ("zeroth_order.epsilon", "dfms.offline_learning_rate"):
         above_zero(key)
     fractions = config.schedule.fractions
     check(
@@ -179,10 +226,19 @@ def smoke(config: Config) -> Config:
     """
     config.name += "-smoke"
     config.batch_size = 8
-    config.query_budget = 5 * config.batch_size + 3  # the last 3 are never sent
-    config.log_every_queries = config.batch_size
-    config.evaluate_every_queries = 2 * config.batch_size
-    config.checkpoint_every_queries = 2 * config.batch_size
+    config.clones.steps, config.zeroth_order.directions = 2, 1
+    batches = {"dual_students": 2, "dfme": 4, "maze": 3}.get(config.method, 1)  # sent in a round
+    in_round = batches * config.batch_size
+    config.query_budget = 5 * in_round + 3  # the last 3 are never sent
+    config.log_every_queries = in_round
+    config.evaluate_every_queries = 2 * in_round
+    config.checkpoint_every_queries = 2 * in_round
+    if config.method == "dfms":  # two rounds of validation, two of 16 labels, twice; then five
+        config.dfms.proxy_images = config.dfms.validation_images = 2 * config.batch_size + 1
+        config.dfms.offline_images = 2 * config.batch_size + 1
+        config.dfms.gan_epochs = config.dfms.offline_epochs = config.dfms.diversity_epochs = 1
+        config.dfms.choose_every_rounds = 2
+        config.query_budget += 12 * config.batch_size
     config.schedule.block_rounds = 1
     config.replay.size = 3 * config.batch_size + 1  # wraps around
     config.replay.batches = 1  # compiles in half the time of 3
@@ -191,6 +247,8 @@ def smoke(config: Config) -> Config:
     if config.dataset.startswith("cifar"):  # LeNets are narrow as they are
         config.dataset = config.dataset.replace("cifar", "noise")
         config.victim.width = config.clones.width = 4
+        if config.method != "disguide":  # some compile many kinds of rounds
+            config.victim.model, config.clones.model = "lenet5", "lenet5_half"
     return config
 
 

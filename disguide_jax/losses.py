@@ -1,4 +1,4 @@
-"""The losses of DisGUIDE (Rosenthal et al., AAAI 2023): arrays in, arrays out.
+"""The losses of DisGUIDE (Rosenthal et al., AAAI 2023) and its relatives: arrays in, arrays out.
 
 No configuration and no randomness in here, so that other code can use any of it under
 `jit`, `vmap` and `grad`. Shapes: C clones, N batch, K classes. Losses of a batch come back
@@ -32,6 +32,20 @@ def disagreement(probs: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0).mean(axis=-1)
 
 
+def logit_distance(logits: Array) -> Array:
+    """How far two clones are apart: `mean_k abs(S_1 - S_2)` on logits.
+
+    Dual Students' generator maximises its batch mean, and nothing else.
+
+    Args:
+      logits: [2, N, K].
+
+    Returns:
+      The distance averaged over classes, [N], >= 0.
+    """
+    return jnp.abs(logits[0] - logits[1]).mean(axis=-1)
+
+
 def diversity(probs: Array, *, epsilon: float = 1e-6) -> Array:
     """Class-diversity loss `L_div = sum_k w_k log w_k`, Equations 3 and 4.
 
@@ -44,6 +58,20 @@ def diversity(probs: Array, *, epsilon: float = 1e-6) -> Array:
     """
     mean_vote = (probs + epsilon).mean(axis=tuple(range(probs.ndim - 1)))
     return jnp.sum(mean_vote * jnp.log(mean_vote))
+
+
+def class_balance(probs: Array, *, epsilon: float = 1e-5) -> Array:
+    """`sum_k a_k log(a_k + epsilon)`, which DFMS's generator minimises beside its GAN loss.
+
+    Args:
+      probs: probabilities [C, N, K]; a is their mean over clones and batch.
+      epsilon: as in the authors' code.
+
+    Returns:
+      A scalar between about -log K (all classes alike) and 0 (one class alone).
+    """
+    mean = probs.mean(axis=(0, 1))
+    return jnp.sum(mean * jnp.log(mean + epsilon))
 
 
 def generator_loss(logits: Array, *, diversity_weight: float) -> tuple[Array, dict[str, Array]]:

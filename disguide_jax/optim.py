@@ -13,7 +13,7 @@ from disguide_jax.state import Optimizers
 def make_optimizers(
     config: Config, *, num_rounds: int, generator_updates: int, clone_updates: int
 ) -> Optimizers:
-    """Adam for the generator, SGD with momentum for all clones together.
+    """Adam or SGD for the generator, SGD with momentum for all clones together.
 
     Args:
       config: of the run.
@@ -24,15 +24,20 @@ def make_optimizers(
     boundaries = schedule_boundaries(config.schedule, num_rounds)
 
     def schedule(learning_rate: float, updates_per_round: int) -> optax.Schedule:
+        if config.schedule.shape == "cosine":
+            return optax.cosine_decay_schedule(learning_rate, num_rounds * updates_per_round)
         return optax.piecewise_constant_schedule(
             learning_rate,
             {at * updates_per_round: scale for at, scale in boundaries.items()},
         )
 
     generator, clones = config.generator, config.clones
+    rate = schedule(generator.learning_rate, generator_updates)
     return Optimizers(
-        generator=adam(
-            schedule(generator.learning_rate, generator_updates), generator.weight_decay
+        generator=(
+            sgd(rate, momentum=generator.momentum, weight_decay=generator.weight_decay)
+            if generator.optimizer == "sgd"
+            else adam(rate, generator.weight_decay)
         ),
         clones=sgd(
             schedule(clones.learning_rate, clone_updates),
@@ -61,7 +66,7 @@ def sgd(
 
 
 def adam(
-    learning_rate: optax.ScalarOrSchedule, weight_decay: float
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float, *, b1: float = 0.9
 ) -> optax.GradientTransformation:
     """PyTorch's Adam (not AdamW): the decay joins the gradient before the moments."""
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, b1=b1))

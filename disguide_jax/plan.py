@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from disguide_jax import checkpoint, convert, data, evaluate, steps, victim
 from disguide_jax.config import Config, to_dict
 from disguide_jax.errors import UserError
-from disguide_jax.state import Networks, Optimizers, TrainState, Variables
+from disguide_jax.state import Networks, Optimizers, Stage, TrainState, Variables
 
 # Keys that may differ from those a workdir was started with: they cannot change the result.
 HARMLESS = {
@@ -35,8 +35,7 @@ class Run(NamedTuple):
     """What a run is made of and does not change."""
 
     config: Config
-    num_rounds: int
-    round_cost: int  # queries
+    stages: tuple[Stage, ...]
     networks: Networks
     tx: Optimizers
     victim: victim.Victim
@@ -46,15 +45,27 @@ class Run(NamedTuple):
     rounds_per_call: int  # 0: not looped on the device
     template: TrainState  # shapes
 
+    @property
+    def num_rounds(self) -> int:
+        """Of all stages."""
+        return sum(stage.num_rounds for stage in self.stages)
+
+    @property
+    def queries(self) -> int:
+        """Sent by the end of the run; the budget, or a little less."""
+        return steps.queries_after(self.stages, self.num_rounds)
+
 
 def build(config: Config) -> Run:
     """Loads the victim and the test images and makes everything else, on the device."""
     info = data.describe(config.dataset, config.data_dir)
     dtype = compute_dtype(config.precision)
-    num_rounds = steps.num_rounds(config)
     net_dtype = None if dtype == jnp.float32 else dtype  # None: as the weights are
     net, variables, victim_model = victim.load_network(
-        config.victim, num_classes=info.num_classes, channels=info.channels, dtype=net_dtype
+        config.victim,
+        num_classes=info.num_classes,
+        channels=info.channels,
+        dtype=None if steps.method_of(config).NEEDS_FLOAT32 else net_dtype,
     )
     test = data.load(config.dataset, "test", config.data_dir)
     oracle = victim.make_victim(
@@ -72,8 +83,7 @@ def build(config: Config) -> Run:
     on_cpu = jax.default_backend() == "cpu"
     return Run(
         config=config,
-        num_rounds=num_rounds,
-        round_cost=config.query_budget // num_rounds,
+        stages=steps.stages(config),
         networks=networks,
         tx=tx,
         victim=oracle,
@@ -99,8 +109,12 @@ def compute_dtype(precision: str) -> jnp.dtype:
 def describe(run: Run, workdir: pathlib.Path) -> str:
     """What the run is about to do."""
     config, template = run.config, run.template
-    queries = run.num_rounds * run.round_cost
-    left_over = config.query_budget - queries
+    left_over = config.query_budget - run.queries
+    rounds = (
+        f"{stage.num_rounds:,} rounds of {stage.queries_per_round:,}"
+        + (f" ({stage.name})" if len(run.stages) > 1 else "")
+        for stage in run.stages
+    )
     on = f"{jax.devices()[0].device_kind} ({jax.default_backend()})"
     model = run.victim_model
     accuracy = evaluate.victim_accuracy(run.test_set)
@@ -113,10 +127,12 @@ def describe(run: Run, workdir: pathlib.Path) -> str:
         "clones": f"{config.num_clones} x {config.clones.model}, "
         f"{_count(template.clones, share=config.num_clones)} parameters each",
         "generator": f"{_count(template.generator)} parameters",
-        "budget": f"{config.query_budget:,} queries: {run.num_rounds:,} rounds of "
-        f"{run.round_cost:,}" + (f", {left_over:,} left over and not sent" if left_over else ""),
-        "replay": f"{config.replay.size:,} images in {config.replay.dtype}, "
-        f"{_size(_num_bytes(replay))} on the device",
+        "budget": f"{config.query_budget:,} queries: {', '.join(rounds)}"
+        + (f", {left_over:,} left over and not sent" if left_over else ""),
+        "replay": f"{len(replay.images):,} images in {config.replay.dtype}, "
+        f"{_size(_num_bytes(replay))} on the device"
+        if steps.method_of(config).KEEPS_REPLAY
+        else f"none in {config.method}",
         "device": f"{on}, {run.dtype.name}, "
         + (f"{run.rounds_per_call} rounds a call" if run.rounds_per_call else "1 round a call"),
         "disk": f"at most {_size(_bytes_on_disk(run))} of checkpoints",

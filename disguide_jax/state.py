@@ -37,6 +37,8 @@ class Networks(NamedTuple):
 
     generator: Net  # [N, Z] -> images
     clones: Net  # images [N, H, W, channels] -> logits [C, N, K]
+    exact_clones: Net | None = None  # the same, computing in the weights' float32 (or float64)
+    discriminator: Net | None = None  # of dfms: images -> logits [N]
 
 
 class Optimizers(NamedTuple):
@@ -44,6 +46,15 @@ class Optimizers(NamedTuple):
 
     generator: optax.GradientTransformation
     clones: optax.GradientTransformation
+    discriminator: optax.GradientTransformation | None = None
+
+
+class Stage(NamedTuple):
+    """A part of a run in which every round does the same; most methods have just one."""
+
+    name: str
+    num_rounds: int
+    queries_per_round: int
 
 
 @struct.dataclass
@@ -57,4 +68,5 @@ class TrainState:
     clones: Variables  # leaves [C, ...]
     generator_opt: optax.OptState
     clones_opt: optax.OptState
-    replay: Replay
+    replay: Replay  # of one image, and always empty, where a method replays nothing
+    extra: Any = ()  # what only one method keeps

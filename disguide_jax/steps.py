@@ -10,10 +10,16 @@ import jax.numpy as jnp
 from disguide_jax import models, optim, replay
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
-from disguide_jax.methods import disguide
-from disguide_jax.state import Array, Metrics, Networks, Optimizers, TrainState
+from disguide_jax.methods import dfme, dfms, disguide, dual_students, maze
+from disguide_jax.state import Array, Metrics, Networks, Optimizers, Stage, TrainState
 
-METHODS = {"disguide": disguide}
+METHODS = {
+    "disguide": disguide,
+    "dual_students": dual_students,
+    "dfme": dfme,
+    "maze": maze,
+    "dfms": dfms,
+}
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
@@ -33,44 +39,84 @@ def method_of(config: Config) -> ModuleType:
     return method
 
 
-def num_rounds(config: Config) -> int:
-    """Rounds that the budget pays for in full; what is left over is never sent.
+def stages(config: Config) -> tuple[Stage, ...]:
+    """What the budget pays for in full; what is left over is never sent.
 
     Raises:
-      UserError: it pays for none.
+      UserError: it does not pay for a single round.
     """
-    cost = method_of(config).queries_per_round(config)
+    method = method_of(config)
+    if method is dfms:
+        return dfms.stages(config)
+    cost = method.queries_per_round(config)
     if config.query_budget < cost:
         raise UserError(
             f"config.query_budget is {config.query_budget:,}; it must be at least "
             f"{cost:,}, which is what one round costs"
         )
-    return config.query_budget // cost
+    return (Stage("extraction", config.query_budget // cost, cost),)
+
+
+def num_rounds(config: Config) -> int:
+    """Rounds of all stages. Raises UserError as `stages` does."""
+    return sum(stage.num_rounds for stage in stages(config))
+
+
+def stage_at(stages: tuple[Stage, ...], round_: int) -> tuple[Stage, int]:
+    """The stage that a round belongs to, and that stage's first round."""
+    first = 0
+    for stage in stages:
+        if round_ < first + stage.num_rounds:
+            return stage, first
+        first += stage.num_rounds
+    raise ValueError(f"round {round_} of {first}")
+
+
+def queries_after(stages: tuple[Stage, ...], num_rounds: int) -> int:
+    """Images that the victim must have been sent when so many rounds are done."""
+    queries = 0
+    for stage in stages:
+        done = min(num_rounds, stage.num_rounds)
+        queries += done * stage.queries_per_round
+        num_rounds -= done
+    return queries
 
 
 def make_networks(
     config: Config, *, num_classes: int, channels: int, dtype: Any = None
 ) -> Networks:
     """The generator and the stacked clones, computing in `dtype` (None: as their weights)."""
-    clone = models.make_classifier(
-        config.clones.model,
-        width=config.clones.width,
-        num_classes=num_classes,
-        channels=channels,
-        dtype=dtype,
+    clone, exact_clone = (
+        models.make_classifier(
+            config.clones.model,
+            width=config.clones.width,
+            num_classes=num_classes,
+            channels=channels,
+            dtype=compute_dtype,
+        )
+        for compute_dtype in (dtype, None)
     )
     generator = models.make_generator(
+        config.generator.model,
         width=config.generator.width,
         latent_dim=config.generator.latent_dim,
         channels=channels,
         dtype=dtype,
     )
-    return Networks(generator, models.stack(clone, config.num_clones))
+    clones, exact_clones = (models.stack(c, config.num_clones) for c in (clone, exact_clone))
+    discriminator = None
+    if method_of(config) is dfms:
+        discriminator = models.make_discriminator(
+            width=config.generator.width, channels=channels, dtype=dtype
+        )
+    return Networks(generator, clones, exact_clones, discriminator)
 
 
 def make_optimizers(config: Config) -> Optimizers:
-    """Both optimisers, with schedules over the whole budget."""
+    """All optimisers, with schedules over the whole budget, or the last stage of it."""
     method = method_of(config)
+    if method is dfms:
+        return dfms.make_optimizers(config, stages(config)[-1])
     return optim.make_optimizers(
         config,
         num_rounds=num_rounds(config),
@@ -83,6 +129,7 @@ def init_state(
     config: Config, networks: Networks, tx: Optimizers, *, num_classes: int, channels: int
 ) -> TrainState:
     """A fresh state: initialised networks and optimisers, an empty replay, nothing spent."""
+    method = method_of(config)
     root, generator_key, clones_key = jax.random.split(jax.random.key(config.seed), 3)
     generator, clones = networks.generator.init(generator_key), networks.clones.init(clones_key)
     size = (models.IMAGE_SIZE, models.IMAGE_SIZE, channels)
@@ -92,7 +139,7 @@ def init_state(
         if config.labels == "hard"
         else jax.ShapeDtypeStruct((config.batch_size, num_classes), jnp.float32)
     )
-    return TrainState(
+    state = TrainState(
         round=jnp.zeros((), jnp.int32),
         queries=jnp.zeros((), jnp.int32),
         key=root,
@@ -100,19 +147,38 @@ def init_state(
         clones=clones,
         generator_opt=tx.generator.init(generator.params),
         clones_opt=tx.clones.init(clones.params),
-        replay=replay.init(config.replay.size, images, answers),
+        replay=replay.init(config.replay.size if method.KEEPS_REPLAY else 1, images, answers),
     )
+    if method is dfms:
+        state = state.replace(extra=dfms.init_extra(config, networks, tx, state, answers))
+    return state
 
 
 def make_train_step(
-    config: Config, networks: Networks, tx: Optimizers, *, channels: int
+    config: Config,
+    networks: Networks,
+    tx: Optimizers,
+    *,
+    channels: int,
+    stage: Stage | None = None,
 ) -> TrainStep:
     """The pure function (state, victim) -> (state, metrics) of one round.
+
+    dfms has several kinds of rounds, one for each `stage` (default: its last).
 
     `victim` is any pytree that can be called with images [N, H, W, channels] in [-1, 1] and
     answers with probabilities [N, K] or labels [N]; see `disguide_jax.victim`.
     """
-    return method_of(config).make_round(config, networks, tx, channels=channels)
+    method = method_of(config)
+    if method is dfms:
+        stage = stage or stages(config)[-1]
+        return dfms.make_round(config, networks, channels=channels, stage=stage)
+    return method.make_round(config, networks, tx, channels=channels)
+
+
+def report(config: Config, state: TrainState) -> dict[str, float]:
+    """What a method has to say beside the sums of its metrics, for the log."""
+    return dfms.report(state.extra) if method_of(config) is dfms else {}
 
 
 def make_train_call(train_step: TrainStep, *, looped: bool) -> Callable:

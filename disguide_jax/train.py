@@ -20,7 +20,7 @@ import numpy as np
 from disguide_jax import checkpoint, convert, evaluate, plan, steps, updates, writers
 from disguide_jax.config import Config, to_dict, validate
 from disguide_jax.errors import UserError
-from disguide_jax.state import TrainState, Variables
+from disguide_jax.state import Stage, TrainState, Variables
 
 MILESTONES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 NUM_SAMPLES = 64
@@ -66,7 +66,7 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path, *, extend: bool = 
       Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     validate(config)
-    steps.num_rounds(config)
+    steps.stages(config)
     workdir = pathlib.Path(workdir)
     summary_path = workdir / "summary.json"
     started_with = plan.read_started_config(workdir)
@@ -110,28 +110,29 @@ def play(
     """Plays the rounds that are left; logs, evaluates and saves on the way.
 
     One call is always under way on the device while the host looks at the metrics of the one
-    before. Events fall on multiples of their interval, counted from round 0, so that a run
-    that was interrupted has them where one that was not has them.
+    before. Events fall on multiples of their interval, counted from the stage's first round,
+    and on its last, so that a run that was interrupted has them where one that was not has
+    them.
+
+    Raises:
+      AssertionError: the victim was not sent what the method states that it sends.
     """
     config = run.config
-    every = {
-        event: max(1, queries // run.round_cost)
-        for event, queries in {
-            "log": config.log_every_queries,
-            "evaluate": config.evaluate_every_queries,
-            "checkpoint": config.checkpoint_every_queries,
-        }.items()
+    train_calls = {
+        stage: steps.make_train_call(
+            steps.make_train_step(
+                config, run.networks, run.tx, channels=run.victim_model.channels, stage=stage
+            ),
+            looped=run.rounds_per_call > 0,
+        )
+        for stage in run.stages
     }
-    train_step = steps.make_train_step(
-        config, run.networks, run.tx, channels=run.victim_model.channels
-    )
-    train_call = steps.make_train_call(train_step, looped=run.rounds_per_call > 0)
     score = evaluate.make_evaluate(run.networks.clones, run.victim)
     sample = make_sample(run)
 
     round_ = int(state.round)
     start = clock = time.perf_counter()
-    clock_round = round_
+    clock_queries = spent = steps.queries_after(run.stages, round_)
     spent_before = progress.wall_seconds
     under_way: list[tuple[int, Any]] = []  # round before the call, what it returned
 
@@ -140,56 +141,77 @@ def play(
         progress.log_bytes = log.num_bytes
         saved.save(state, dataclasses.asdict(progress))
 
-    log = writers.MetricsLog(workdir, num_bytes=progress.log_bytes, queries=round_ * run.round_cost)
-    shown = writers.Progress(total=run.num_rounds * run.round_cost, done=round_ * run.round_cost)
+    log = writers.MetricsLog(workdir, num_bytes=progress.log_bytes, queries=spent)
+    shown = writers.Progress(total=run.queries, done=spent)
     with contextlib.closing(log), contextlib.closing(shown), stop_requests() as stop:
         while round_ < run.num_rounds:
-            next_event = min((round_ // n + 1) * n for n in every.values())
+            stage, first = steps.stage_at(run.stages, round_)
+            every, last = event_intervals(config, stage), first + stage.num_rounds
             if run.rounds_per_call:
-                n = run.rounds_per_call
-                until = min(next_event, (round_ // n + 1) * n, run.num_rounds)
+                intervals = (*every.values(), run.rounds_per_call)
+                until = min(last, *(first + ((round_ - first) // n + 1) * n for n in intervals))
             else:
                 until = round_ + 1
-            state, *returned = train_call(state, run.victim, until - round_)
+            state, *returned = train_calls[stage](state, run.victim, until - round_)
             under_way.append((round_, returned))
             if len(under_way) > 1:
                 absorb(progress, *under_way.pop(0))
             round_ = until
-            shown.advance(round_ * run.round_cost)
+            spent = steps.queries_after(run.stages, round_)
+            shown.advance(spent)
 
             finished = round_ == run.num_rounds
             line: dict[str, Any] = {}
-            due = {event for event, n in every.items() if round_ % n == 0 or finished}
+            due = {e for e, n in every.items() if (round_ - first) % n == 0 or round_ == last}
             if due or stop:
                 while under_way:
                     absorb(progress, *under_way.pop(0))
+                if int(state.queries) != spent:
+                    raise AssertionError(
+                        f"round {round_}: the victim was sent {int(state.queries):,} images, but "
+                        f"{config.method} states {spent:,}"
+                    )
             if "log" in due:
                 line |= {name: s / progress.summed_rounds for name, s in progress.sums.items()}
+                line |= steps.report(config, state)
                 progress.sums, progress.summed_rounds = {}, 0
                 now = time.perf_counter()
-                rate = (round_ - clock_round) * run.round_cost / (now - clock)
+                rate = (spent - clock_queries) / (now - clock)
                 line["time/queries_per_second"] = rate
                 line["time/wall_seconds"] = spent_before + now - start
-                clock, clock_round = now, round_
+                clock, clock_queries = now, spent
             if "evaluate" in due:
                 scores = score(state.clones, run.test_set)
                 line |= scores_line(scores)
-                note_scores(progress, scores, int(state.queries))
+                note_scores(progress, scores, spent)
                 (workdir / "samples").mkdir(exist_ok=True)
-                writers.save_image_grid(
-                    workdir / "samples" / f"{int(state.queries):09}.png", sample(state)
-                )
+                writers.save_image_grid(workdir / "samples" / f"{spent:09}.png", sample(state))
             if line:
+                if len(run.stages) > 1:
+                    line = {
+                        "stage": stage.name,
+                        "stage/share": (round_ - first) / stage.num_rounds,
+                    } | line
                 line = {"round": round_} | line
-                log.write(int(state.queries), line)
-                shown.report(int(state.queries), line)
+                log.write(spent, line)
+                shown.report(spent, line)
             if "checkpoint" in due or stop:
                 save()
             if stop and not finished:
                 saved.wait()
-                raise Stopped(stop[0], int(state.queries))
+                raise Stopped(stop[0], spent)
     saved.wait()
     return state, progress
+
+
+def event_intervals(config: Config, stage: Stage) -> dict[str, int]:
+    """Rounds between two events; where rounds send nothing, a batch made counts as one sent."""
+    in_round = stage.queries_per_round or config.batch_size
+    return {
+        "log": max(1, config.log_every_queries // in_round),
+        "evaluate": max(1, config.evaluate_every_queries // in_round),
+        "checkpoint": max(1, config.checkpoint_every_queries // in_round),
+    }
 
 
 def absorb(progress: Progress, round_before: int, returned: list) -> None:

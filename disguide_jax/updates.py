@@ -48,6 +48,33 @@ def to_gray(images: Array, channel: Array, *, every: int) -> Array:
     return jnp.where(is_gray & ~is_kept, kept, images)
 
 
+def augment(key: Key, images: Array, *, padding: int, flip: bool) -> Array:
+    """Shifts every image at random and mirrors half of them.
+
+    Args:
+      key: of this batch.
+      images: [N, H, W, channels], of any type; black is 0.
+      padding: black pixels added on every side, of which a random window is kept.
+      flip: whether to mirror.
+
+    Returns:
+      Images of the same shape and type.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    size = images.shape[1:]
+    if padding:
+        edge = (padding, padding)
+        padded = jnp.pad(images, [(0, 0), edge, edge, (0, 0)])
+        corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
+        images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), size))(
+            padded, corners
+        )
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+
 def generate(
     generator: Net,
     variables: Variables,
@@ -76,16 +103,31 @@ def update_generator(
     """
     params = state.generator.params
     (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, generator_opt = tx.update(grads, state.generator_opt, params)
-    generator = Variables(optax.apply_updates(params, updates), batch_stats)
-    state = state.replace(generator=generator, generator_opt=generator_opt)
+    state = apply_generator_gradient(state, tx, grads, batch_stats)
     return state, metrics | {"gen/loss": loss}
 
 
+def apply_generator_gradient(
+    state: TrainState, tx: optax.GradientTransformation, grads: Any, batch_stats: Any
+) -> TrainState:
+    """One optimiser step on the generator with the gradient of its parameters."""
+    params = state.generator.params
+    updates, generator_opt = tx.update(grads, state.generator_opt, params)
+    generator = Variables(optax.apply_updates(params, updates), batch_stats)
+    return state.replace(generator=generator, generator_opt=generator_opt)
+
+
+def as_sent(state: TrainState, images: Array) -> Array:
+    """What reaches the victim: with a uint8 replay images of 8 bits, as through an image API."""
+    if state.replay.images.dtype != jnp.uint8:
+        return images
+    return replay.decode(replay.encode(images, jnp.uint8)).astype(images.dtype)
+
+
 def query(
-    state: TrainState, victim: Callable[[Array], Array], images: Array
+    state: TrainState, victim: Callable[[Array], Array], images: Array, *, keep: bool = True
 ) -> tuple[TrainState, Array, Array]:
-    """Sends a batch to the victim, counts it, and stores it for replay.
+    """Sends a batch to the victim, counts it, and stores it for replay if it is to `keep`.
 
     The only place where a victim is asked during training, and so the only accountant.
 
@@ -93,13 +135,11 @@ def query(
       The state, the images as they were sent (rounded to 8 bits with a uint8 replay, as an
       image API would), and the victim's answers.
     """
-    if state.replay.images.dtype == jnp.uint8:
-        images = replay.decode(replay.encode(images, jnp.uint8)).astype(images.dtype)
+    images = as_sent(state, images)
     answers = victim(images)
-    state = state.replace(
-        queries=state.queries + images.shape[0],
-        replay=replay.insert(state.replay, images, answers),
-    )
+    state = state.replace(queries=state.queries + images.shape[0])
+    if keep:
+        state = state.replace(replay=replay.insert(state.replay, images, answers))
     return state, images, answers
 
 
@@ -126,6 +166,23 @@ def update_clones(
     variables = Variables(optax.apply_updates(params, updates), batch_stats)
     state = state.replace(clones=variables, clones_opt=clones_opt)
     return state, {"clones/loss": per_clone.mean()}
+
+
+def repeat(
+    step: Callable[[Any, Key], tuple[Any, Metrics]], carry: Any, keys: Key
+) -> tuple[Any, Metrics]:
+    """Takes a step once with each key [num]; returns the metrics of the last, {} of none.
+
+    One program on a GPU or TPU, however many steps; unrolled on the CPU, where a convolution's
+    gradient in a loop is 30 times slower.
+    """
+    if len(keys) > 1 and jax.default_backend() != "cpu":
+        carry, metrics = jax.lax.scan(step, carry, keys)
+        return carry, {name: values[-1] for name, values in metrics.items()}
+    metrics = {}
+    for key in keys:
+        carry, metrics = step(carry, key)
+    return carry, metrics
 
 
 def make_clone_loss(config: ClonesConfig, *, labels: str) -> CloneLoss:

@@ -39,6 +39,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.evaluate import to_float
 from disguide_jax.replay import Replay
 from disguide_jax.state import Array, Key, Metrics, Net, Variables
+from disguide_jax.updates import augment
 from disguide_jax.victim import Victim, make_victim
 
 ORDER, AUGMENTATION = range(2)  # streams of random numbers
@@ -96,9 +97,14 @@ class VictimState:
     opt_state: optax.OptState
 
     @property
-    def queries(self) -> Array:
+    def round(self) -> Array:
         """What checkpoints are named by."""
         return self.step
+
+    @property
+    def queries(self) -> Array:
+        """None: nobody is asked."""
+        return jnp.zeros((), jnp.int32)
 
     @property
     def replay(self) -> Replay:
@@ -186,33 +192,6 @@ def select(config: VictimTrainingConfig, variant: str) -> VictimTrainingConfig:
     config.train_images, config.test_images, config.batch_size = 72, 64, 16
     config.epochs, config.evaluate_every_epochs, config.checkpoint_every_epochs = 2, 1, 1
     return config
-
-
-def augment(key: Key, images: Array, *, padding: int, flip: bool) -> Array:
-    """Shifts every image at random and mirrors half of them.
-
-    Args:
-      key: of this batch.
-      images: [N, H, W, channels], of any type; black is 0.
-      padding: black pixels added on every side, of which a random window is kept.
-      flip: whether to mirror.
-
-    Returns:
-      Images of the same shape and type.
-    """
-    crop_key, flip_key = jax.random.split(key)
-    size = images.shape[1:]
-    if padding:
-        edge = (padding, padding)
-        padded = jnp.pad(images, [(0, 0), edge, edge, (0, 0)])
-        corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
-        images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), size))(
-            padded, corners
-        )
-    if flip:
-        mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
-        images = jnp.where(mirrored, images[:, :, ::-1], images)
-    return images
 
 
 def draw_order(key: Key, epoch: Array | int, num_images: int, batch_size: int) -> Array:

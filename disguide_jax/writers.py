@@ -48,7 +48,7 @@ class MetricsLog:
         return self._file.tell()
 
     def write(self, queries: int, metrics: dict[str, Any]) -> None:
-        """Appends one line; numbers, and lists of numbers."""
+        """Appends one line: numbers, lists of numbers, and names, which TensorBoard is spared."""
         line = json.dumps({"queries": queries} | metrics, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
@@ -56,7 +56,7 @@ class MetricsLog:
             if isinstance(value, list):
                 for i, item in enumerate(value):
                     self._tensorboard.add_scalar(f"{name}_{i}", item, queries)
-            else:
+            elif not isinstance(value, str):
                 self._tensorboard.add_scalar(name, value, queries)
 
     def close(self) -> None:
@@ -102,7 +102,13 @@ class Progress:
         """Says how it goes; a line of its own where there is no bar."""
         if "eval/soft_vote_accuracy" in metrics:
             self._accuracy = f"soft vote {metrics['eval/soft_vote_accuracy']:.4f}"
-            self._bar.set_postfix_str(self._accuracy)
+        stage = ""
+        if "stage" in metrics:
+            stage = f"{metrics['stage']} {metrics['stage/share']:.0%}"
+        if "choice/agreement" in metrics:
+            stage += f", choice {metrics['choice/decay']:g} ({metrics['choice/agreement']:.4f})"
+        said = [*filter(None, [stage, self._accuracy])]
+        self._bar.set_postfix_str(", ".join(said))
         if not self._bar.disable:
             return
         rate = metrics.get("time/queries_per_second")
@@ -110,7 +116,7 @@ class Progress:
         if rate:
             left = _duration((self._bar.total - queries) / rate)
             parts += [f"{rate:,.0f} queries/s", f"{left} left"]
-        print(*parts, *filter(None, [self._accuracy]), sep=", ", flush=True)
+        print(*parts, *said, sep=", ", flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it is."""

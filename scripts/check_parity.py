@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from disguide_jax import convert, losses, models, optim, replay, updates
+from disguide_jax import convert, losses, models, optim, replay, updates, zeroth_order
 from disguide_jax.config import ClonesConfig, Config, GeneratorConfig
 from disguide_jax.errors import UserError
-from disguide_jax.methods import disguide
+from disguide_jax.methods import dfme, disguide
 from disguide_jax.state import Array, Net, Networks, Optimizers, TrainState, Variables
 
 TOLERANCE = 1e-9
+DIFFERENCES_TOLERANCE = 1e-8  # forward differences divide rounding by epsilon
 # A bias in front of a batch norm has a gradient of exactly zero, and both sides hold rounding
 # noise: these are compared on the scale of all arrays together.
 BEFORE_NORM = ("conv_blocks1.0.bias", "conv_blocks2.0.bias", "conv_blocks2.3.bias")
@@ -60,6 +61,9 @@ def compare(directory: pathlib.Path) -> Iterator[Row]:
     for loss in LABELS:
         if (recording := _load(directory, f"clone_step_{loss}")) is not None:
             yield from compare_clone_updates(directory, loss, recording)
+    for loss in ("l1", "kl"):
+        if (recording := _load(directory, f"dfme_gradient_{loss}")) is not None:
+            yield from compare_forward_differences(directory, loss, recording)
 
 
 def compare_classifier(
@@ -157,6 +161,32 @@ def compare_clone_updates(
                 recording,
                 f"after{step}/clone{i}/",
             )
+
+
+def compare_forward_differences(
+    directory: pathlib.Path, loss: str, recording: Recording
+) -> Iterator[Row]:
+    """DFME's gradient before the tanh, its loss, and the queries that both cost."""
+    net, clones = _classifier(directory, "clone0")
+    victim_net, victim_variables = _classifier(directory, "resnet34")
+    _, state, _ = _train_state(directory, num_clones=1)
+    clone_loss = updates.make_clone_loss(ClonesConfig(soft_loss=loss), labels="soft")
+    state, estimate = zeroth_order.estimate_gradient(
+        state.replace(clones=jax.tree.map(lambda x: x[None], clones)),
+        models.stack(net, 1),
+        lambda images: jax.nn.softmax(victim_net.apply(victim_variables, images, train=False)[0]),
+        jnp.asarray(recording["pre_tanh"]),
+        jnp.asarray(recording["directions"]).swapaxes(0, 1),
+        loss_fn=lambda logits, answers: -clone_loss(logits, answers),
+        epsilon=float(recording["epsilon"]),
+        clones_train=False,
+    )
+    what, gradient = f"forward differences {loss}", dfme.scale(estimate, soft_loss=loss)
+    if "loss" in recording:  # not in a part of the batch
+        yield _row(f"{what} loss", estimate.losses.mean(), recording, "loss")
+    error = _relative(gradient, recording["gradient"])
+    yield Row(f"{what} gradient", error, DIFFERENCES_TOLERANCE)
+    yield _row(f"{what} queries", state.queries, recording, "queries")
 
 
 def precisions(directory: pathlib.Path) -> Iterator[tuple[str, float, float]]:

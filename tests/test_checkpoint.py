@@ -103,7 +103,7 @@ def save_some(directory, rounds=(2, 4, 6)):
         for round_ in rounds:
             state = play(state, round_ - int(state.round))
             checkpoints.save(state, {"round": round_})
-            states[f"{int(state.queries):09}"] = state
+            states[f"{int(state.round):09}"] = state
     return states
 
 
@@ -235,7 +235,7 @@ def test_a_checkpoint_writes_the_entries_that_are_new_and_no_others(tmp_path):
             state = play(state, 2)
             checkpoints.save(state, {})
             checkpoints.wait()
-            newest = tmp_path / "replay" / f"{int(state.queries):09}.images"
+            newest = tmp_path / "replay" / f"{int(state.round):09}.images"
             assert newest.stat().st_size == 4 * IMAGE_BYTES
     # Five increments make up the newest ring; the one before needs one more.
     assert len(list((tmp_path / "replay").glob("*.images"))) == 6
@@ -248,7 +248,7 @@ def test_an_interval_longer_than_the_buffer_writes_it_once(tmp_path):
         for num_rounds in (2, 4, 11):  # 8 entries and 22 go round a ring of 7
             state = play(state, num_rounds)
             checkpoints.save(state, {})
-    newest = tmp_path / "replay" / f"{int(state.queries):09}.images"
+    newest = tmp_path / "replay" / f"{int(state.round):09}.images"
     assert newest.stat().st_size == CAPACITY * IMAGE_BYTES
     assert_same(restore(tmp_path)[0], state)
 
@@ -267,11 +267,11 @@ def test_copying_compiles_once_whatever_the_increments(tmp_path):
 
 def test_the_newest_two_are_kept_and_what_a_killed_process_left_is_not(tmp_path, saved):
     states = saved(tmp_path)
-    (tmp_path / "000000014.part" / "state").mkdir(parents=True)
-    (tmp_path / "replay" / "000000014.images").write_bytes(b"half")
+    (tmp_path / "000000007.part" / "state").mkdir(parents=True)
+    (tmp_path / "replay" / "000000007.images").write_bytes(b"half")
     restore(tmp_path)
     assert names(tmp_path) == list(states)[-2:]
-    assert not (tmp_path / "replay" / "000000014.images").exists()
+    assert not (tmp_path / "replay" / "000000007.images").exists()
 
 
 def test_the_disk_that_is_needed_is_bounded_by_the_budget_and_by_the_ring():
@@ -501,7 +501,7 @@ def fail_to_save(directory, states):
         with pytest.raises(UserError) as caught:
             checkpoints.save(play(state, 3), {})  # tells what became of the one before
     message = str(caught.value)
-    assert f"{directory}: the checkpoint of 16 queries" in message
+    assert f"{directory}: the checkpoint of round 8" in message
     assert "bytes) cannot be written" in message
     assert f"The one before, {newest}, stays usable." in message
     assert names(directory) == [before, newest]
@@ -514,7 +514,7 @@ def assert_goes_on(directory, states):
         state, _ = checkpoints.restore(make_state())
         assert_same(state, states[newest])
         checkpoints.save(play(state, 2), {})
-    assert names(directory) == [newest, "000000016"]
+    assert names(directory) == [newest, "000000008"]
 
 
 @pytest.mark.parametrize(

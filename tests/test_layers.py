@@ -16,6 +16,7 @@ LAYERS = [
     {"plan"},
     {"steps"},
     {"methods"},
+    {"zeroth_order"},
     {"updates"},
     {"evaluate"},
     {"victim"},

@@ -32,6 +32,14 @@ class TinyClassifier(nn.Module):
         return nn.Dense(NUM_CLASSES, name="fc")(x.reshape(-1, 8 * 8 * 3))
 
 
+class TinyDiscriminator(nn.Module):
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        x = x.reshape(-1, 8, 4, 8, 4, 3).mean(axis=(2, 4))
+        x = BatchNorm(name="norm")(x, train=train)
+        return nn.Dense(1, name="fc")(x.reshape(-1, 8 * 8 * 3)).reshape(-1)
+
+
 def config(**changes: Any) -> Config:
     """6 images a round, 10 rounds, b = 2, a replay of 16."""
     base = Config(
@@ -53,7 +61,9 @@ def classifier():
 def build(config: Config) -> tuple[Networks, Optimizers, TrainState]:
     latent = jax.ShapeDtypeStruct((1, config.generator.latent_dim), jnp.float32)
     clones = models.stack(classifier(), config.num_clones)
-    networks = Networks(models.as_net(TinyGenerator(), latent), clones)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    discriminator = models.as_net(TinyDiscriminator(), image)
+    networks = Networks(models.as_net(TinyGenerator(), latent), clones, clones, discriminator)
     tx = steps.make_optimizers(config)
     init = functools.partial(steps.init_state, config, networks, tx)
     return networks, tx, jax.jit(lambda: init(num_classes=NUM_CLASSES, channels=3))()
@@ -68,3 +78,9 @@ def brightness(images: Array) -> Array:
 def soft_brightness(images: Array) -> Array:
     """The same with probabilities."""
     return jax.nn.one_hot(brightness(images), NUM_CLASSES) * 0.9 + 0.02
+
+
+def smooth_brightness(images: Array) -> Array:
+    """A victim whose probabilities follow every pixel, as forward differences need."""
+    level = images.mean(axis=(1, 2, 3))[:, None]
+    return jax.nn.softmax(-jnp.square(3 * level - jnp.arange(NUM_CLASSES)[None] / 2))

@@ -19,6 +19,8 @@ from disguide_jax.errors import UserError
 from disguide_jax.state import Array, Key, Metrics, Networks, Optimizers, TrainState
 
 GENERATOR, CLONES, REPLAY = range(3)  # streams of randomness
+KEEPS_REPLAY = True
+NEEDS_FLOAT32 = False
 
 
 def check(config: Config) -> None:

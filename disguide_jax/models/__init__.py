@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from disguide_jax.errors import UserError
+from disguide_jax.models.dcgan import DcganDiscriminator, DcganGenerator
 from disguide_jax.models.generator import Generator
 from disguide_jax.models.lenet import LeNet5
 from disguide_jax.models.resnet import ResNet
@@ -28,6 +29,8 @@ CLASSIFIERS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # module, usua
     "lenet5": (LeNet5, 6),
     "lenet5_half": (LeNet5, 3),
 }
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"dfme": Generator, "dcgan": DcganGenerator}
 
 
 def make_classifier(
@@ -52,10 +55,31 @@ def make_classifier(
     return as_net(module(width=width or usual_width, num_classes=num_classes, dtype=dtype), image)
 
 
-def make_generator(*, width: int, latent_dim: int, channels: int, dtype: Any = None) -> Net:
-    """The generator, latent vectors [N, Z] -> images before their tanh."""
+def make_generator(
+    model: str = "dfme", *, width: int, latent_dim: int, channels: int, dtype: Any = None
+) -> Net:
+    """A generator, latent vectors [N, Z] -> images before their tanh.
+
+    Args:
+      model: a key of `GENERATORS`.
+      width: feature maps of its last layer but one.
+      latent_dim: Z.
+      channels: of the images, 1 or 3.
+      dtype: compute dtype; None computes in the dtype of parameters and latent vectors.
+
+    Raises:
+      UserError: there is no such model.
+    """
+    if model not in GENERATORS:
+        raise UserError(f"unknown generator {model!r}; there are {', '.join(GENERATORS)}")
     latent = jax.ShapeDtypeStruct((1, latent_dim), jnp.float32)
-    return as_net(Generator(width=width, channels=channels, dtype=dtype), latent)
+    return as_net(GENERATORS[model](width=width, channels=channels, dtype=dtype), latent)
+
+
+def make_discriminator(*, width: int, channels: int, dtype: Any = None) -> Net:
+    """DCGAN's discriminator, images [N, 32, 32, channels] -> the logit of being real, [N]."""
+    image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, channels), jnp.float32)
+    return as_net(DcganDiscriminator(width=width, dtype=dtype), image)
 
 
 def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:

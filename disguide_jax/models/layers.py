@@ -99,6 +99,7 @@ class BatchNorm(nn.Module):
     affine: bool = True
     momentum: float = 0.1  # weight of the new value, PyTorch's convention
     epsilon: float = 1e-5
+    scale_init: Any = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -118,7 +119,7 @@ class BatchNorm(nn.Module):
             mean, var = (r.value.reshape(across) for r in (running_mean, running_var))
         factor = jax.lax.rsqrt(var + self.epsilon)
         if self.affine:
-            factor *= self.param("scale", nn.initializers.ones, features).reshape(across)
+            factor *= self.param("scale", self.scale_init, features, jnp.float32).reshape(across)
         y = (wide - mean) * factor
         if self.affine:
             y += self.param("bias", nn.initializers.zeros, features).reshape(across)

@@ -1,0 +1,94 @@
+"""The DCGAN of DFMS: a generator without biases and the discriminator that it is trained with."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from disguide_jax.models.layers import BatchNorm, at_least_float32, conv
+
+Array = jax.Array
+
+
+def normal_around(mean: float) -> Any:
+    """Normal with standard deviation 0.02, DCGAN's initialisation."""
+    # A flat draw: see `layers`.
+    return lambda key, shape, dtype: (
+        mean + 0.02 * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+    )
+
+
+class DcganGenerator(nn.Module):
+    """Latent vectors [N, Z] -> images before their tanh, [N, 32, 32, channels]."""
+
+    width: int  # 64 in the paper: 512-256-128-64 feature maps
+    channels: int
+    dtype: Any = None  # compute dtype; None follows parameters and input
+
+    @nn.compact
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        x = z[:, None, None, :]
+        for i in range(4):  # to 4x4, 8x8, 16x16, 32x32
+            sizes = {"kernel": 4, "stride": 1 if i == 0 else 2, "padding": 0 if i == 0 else 1}
+            features = self.width * 2 ** (3 - i)
+            x = ConvTranspose(features, **sizes, dtype=self.dtype, name=f"main.{3 * i}")(x)
+            x = batch_norm(x, f"main.{3 * i + 1}", train=train)
+            x = nn.relu(x)
+        last = {"kernel": 1, "stride": 1, "padding": 0}
+        x = ConvTranspose(self.channels, **last, dtype=self.dtype, name="main.12")(x)
+        return at_least_float32(x)
+
+
+class DcganDiscriminator(nn.Module):
+    """Images [N, 32, 32, channels] -> the logit of being real, [N]."""
+
+    width: int  # 64 in the paper: 64-128-256-512 feature maps
+    dtype: Any = None  # compute dtype; None follows parameters and input
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        def convolve(x, features, kernel, padding, name):
+            options = {"stride": 2, "padding": padding, "bias": False, "dtype": self.dtype}
+            init = normal_around(0)
+            return conv(x, features, kernel, **options, kernel_init=init, name=name)
+
+        x = nn.leaky_relu(convolve(x, self.width, 4, 1, "main.0"), 0.2)
+        for i in range(1, 4):  # to 8x8, 4x4, 2x2
+            x = convolve(x, self.width * 2**i, 4, 1, f"main.{3 * i - 1}")
+            x = nn.leaky_relu(batch_norm(x, f"main.{3 * i}", train=train), 0.2)
+        return at_least_float32(convolve(x, 1, 2, 0, "main.11")).reshape(-1)
+
+
+class ConvTranspose(nn.Module):
+    """PyTorch's transposed convolution of [N, H, W, channels], without bias.
+
+    The kernel is that of the convolution which it transposes, [h, w, out, in], so that the
+    state dict has PyTorch's layout.
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    padding: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel, self.kernel, self.features, x.shape[-1])
+        kernel = self.param("kernel", normal_around(0), shape, jnp.float32)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return jax.lax.conv_transpose(
+            x,
+            kernel,
+            strides=(self.stride,) * 2,
+            padding=[(self.kernel - 1 - self.padding,) * 2] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            transpose_kernel=True,
+        )
+
+
+def batch_norm(x: Array, name: str, *, train: bool) -> Array:
+    """Batch norm whose scale starts around 1 instead of at 1."""
+    return BatchNorm(scale_init=normal_around(1), name=name)(x, train=train)

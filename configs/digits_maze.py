@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> Config:
         batch_size=16,
         victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),
         generator=GeneratorConfig(
-            width=8, latent_dim=64, optimizer="sgd", learning_rate=1e-3, gray_every=0
+            width=8, latent_dim=64, optimizer="sgd", learning_rate=3e-2, gray_every=0
         ),
         clones=ClonesConfig(model="lenet5_half", learning_rate=0.03, steps=5, soft_loss="kl"),
         replay=ReplayConfig(size=24_000, batches=10),

@@ -177,7 +177,8 @@ def refuse_other_config(
       UserError: lists the keys that differ and would change the result.
     """
     now = _flat(json.loads(json.dumps(to_dict(config))))
-    before = _flat_defaults(type(config)) | _flat(started_with)  # keys that came later had their defaults
+    # Keys that came later had their defaults.
+    before = _flat_defaults(type(config)) | _flat(started_with)
     changed = {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())

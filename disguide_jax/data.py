@@ -5,6 +5,7 @@ A data set NAME is `DATA_DIR/NAME.npz` where there is such a file. Otherwise:
 | NAME                    | from                                                       |
 |-------------------------|------------------------------------------------------------|
 | digits                  | scikit-learn, always at hand: 8x8 scans resized to 32x32   |
+| colour_digits           | the same, each in light ink of one colour on dark paper    |
 | cifar10, cifar100, svhn | TensorFlow Datasets (TFDS), prepared in DATA_DIR           |
 | mnist, fashion_mnist    | the same; 28x28 images get a black margin of 2 pixels      |
 | noise10, noise100       | random pixels and labels, to try a program without data    |
@@ -63,8 +64,10 @@ class _Known(NamedTuple):
 # METHODS: CIFAR-10's constants, for CIFAR-100 too, as the authors' victims were trained.
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _GRAY = ((0.5,), (0.5,))
+_COLOUR_DIGITS = ((0.38,) * 3, (0.22,) * 3)  # of its training images
 _KNOWN = {
     "digits": _Known(Info(10, 1, *_GRAY), 1_297, 500),
+    "colour_digits": _Known(Info(10, 3, *_COLOUR_DIGITS), 1_297, 500),
     "cifar10": _Known(Info(10, 3, *_CIFAR), 50_000, 10_000, "cifar10"),
     "cifar100": _Known(Info(100, 3, *_CIFAR), 50_000, 10_000, "cifar100"),
     "svhn": _Known(Info(10, 3, *_CIFAR), 73_257, 26_032, "svhn_cropped"),
@@ -135,6 +138,9 @@ def load(name: str, split: str, data_dir: str = "") -> Split:
         return check(_load_npz(path, split), f"{path}, {split} split")
     if name == "digits":
         return check(_load_digits(split), name)
+    if name == "colour_digits":
+        images, labels = _load_digits(split)
+        return check((_colour(images, split), labels), name)
     if name.startswith("noise"):
         rng = np.random.default_rng(["train", "test"].index(split))
         shape = (num_images, IMAGE_SIZE, IMAGE_SIZE, info.channels)
@@ -222,6 +228,14 @@ def _load_npz(path: pathlib.Path, split: str) -> Arrays:
             f"{path}: it has no {' and no '.join(absent)}, so its {split} split cannot be used"
         )
     return arrays[names[0]], arrays[names[1]]
+
+
+def _colour(images: np.ndarray, split: str) -> np.ndarray:
+    """[N, 32, 32, 3]: light ink on dark paper, both in colours that are always the same."""
+    rng = np.random.default_rng(["train", "test"].index(split))
+    paper = rng.integers(0, 96, (len(images), 1, 1, 3))
+    ink = rng.integers(160, 256, paper.shape)
+    return np.round(paper + images[..., None] / 255 * (ink - paper)).astype(np.uint8)
 
 
 def _load_tfds(

@@ -73,6 +73,25 @@ def test_digits_are_a_fixed_division_of_the_scans_at_their_full_range():
     assert digest(test).startswith("52c56a0e")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_colour_digits_are_the_digits_in_light_ink_on_dark_paper(split):
+    gray, colour = data.load("digits", split), data.load("colour_digits", split)
+    np.testing.assert_array_equal(colour.labels, gray.labels)
+    ink, paper = (gray.images == level for level in (255, 0))
+    assert colour.images[np.broadcast_to(ink, colour.images.shape)].min() >= 160
+    assert colour.images[np.broadcast_to(paper, colour.images.shape)].max() < 96
+    for shades in (ink[:2], paper[:2]):
+        one, other = (colour.images[i][shades[i, ..., 0]] for i in range(2))
+        assert (one == one[0]).all()
+        assert (one[0] != other[0]).any()
+    info = data.describe("colour_digits")
+    pixels = colour.images.reshape(-1, 3) / 255
+    np.testing.assert_allclose(pixels.mean(axis=0), info.mean, atol=0.02)
+    np.testing.assert_allclose(pixels.std(axis=0), info.std, atol=0.02)
+    same = {"train": "8777c90c", "test": "148ca90d"}[split]
+    assert digest(colour).startswith(same)
+
+
 def test_digits_can_still_be_read_by_their_labels():
     images, labels = data.load("digits", "train")
     means = np.stack([images[labels == k].mean(axis=0) for k in range(10)])

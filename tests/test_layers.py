@@ -23,7 +23,7 @@ LAYERS = [
     {"models"},
     {"optim", "checkpoint", "convert", "data"},
     {"state"},
-    {"losses", "replay", "config", "writers"},
+    {"losses", "replay", "config", "writers", "proxy"},
     {"errors"},
 ]
 

@@ -410,12 +410,13 @@ def accuracy_of(weights, dataset, data_dir=""):
     )
 
 
-def test_the_embedded_victim_is_the_one_that_its_configuration_describes():
-    path = victim.ASSETS / "digits-lenet5.safetensors"
+@pytest.mark.parametrize("dataset", ["digits", "colour_digits"])
+def test_an_embedded_victim_is_the_one_that_its_configuration_describes(dataset):
+    path = victim.ASSETS / f"{dataset}-lenet5.safetensors"
     metadata = convert.load_metadata(path)
-    recipe = vt.recipe(get_config("victim_digits_lenet5"))
+    recipe = vt.recipe(get_config(f"victim_{dataset}_lenet5"))
     assert metadata["recipe"] == json.dumps(recipe)
-    accuracy = accuracy_of(path, "digits")
+    accuracy = accuracy_of(path, dataset)
     assert accuracy == pytest.approx(json.loads(metadata["test_accuracy"]), abs=1e-6)
     assert accuracy >= 0.97
     assert f"{100 * accuracy:.1f} % accuracy" in (victim.ASSETS / "README.md").read_text()

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> Config:
         method="dual_students",
         batch_size=16,
         victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),
-        generator=GeneratorConfig(width=8, latent_dim=64, learning_rate=1e-4, gray_every=0),
+        generator=GeneratorConfig(width=8, latent_dim=64, learning_rate=3e-5, gray_every=0),
         clones=ClonesConfig(model="lenet5_half", learning_rate=0.03, steps=5),
         schedule=ScheduleConfig(fractions=(0.4, 0.8)),
         log_every_queries=1_200,

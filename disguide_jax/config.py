@@ -61,6 +61,7 @@ class ClonesConfig:
     learning_rate: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    average_decay: float = 0.0  # above 0 the result is the exponential average of all updates
 
 
 @dataclasses.dataclass
@@ -70,6 +71,8 @@ class ReplayConfig:
     size: int = 1_000_000  # s
     batches: int = 3  # b, clone updates on replayed batches in each round
     dtype: str = "float32"  # "uint8" rounds images to 8 bits before the victim sees them, too
+    crop_padding: int = 0  # replayed images are shifted by up to so many pixels
+    flip: bool = False  # and every second one is mirrored
 
 
 @dataclasses.dataclass
@@ -187,7 +190,7 @@ def validate(config: Config) -> None:
         at_least(f"{key}_every_queries", 1)
     for key in ("victim.width", "clones.width", "rounds_per_call", "seed"):
         at_least(key, 0)
-    for key in ("replay.batches", "generator.gray_every"):
+    for key in ("replay.batches", "replay.crop_padding", "generator.gray_every"):
         at_least(key, 0)
     for key in ("clones.weight_decay", "generator.weight_decay"):
         at_least(key, 0)
@@ -195,6 +198,7 @@ def validate(config: Config) -> None:
     check("batch_size", config.batch_size >= 2, "at least 2, for batch statistics")
     for key in ("clones.momentum", "generator.momentum"):
         check(key, 0 <= _value(config, key) < 1, "from 0 to below 1")
+    check("clones.average_decay", 0 <= config.clones.average_decay < 1, "from 0 to below 1")
     check("clones.prob_floor", 0 < config.clones.prob_floor < 0.1, "above 0 and below 0.1")
     check(
         "generator.diversity_weight",

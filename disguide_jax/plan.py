@@ -76,10 +76,7 @@ def build(config: Config) -> Run:
         hard_labels=config.labels == "hard",
         knows_transform=config.victim.input_space == "post-transform",
     )
-    networks = steps.make_networks(
-        config, num_classes=info.num_classes, channels=info.channels, dtype=net_dtype
-    )
-    tx = steps.make_optimizers(config)
+    networks, tx, template = _make_trained(config, info, net_dtype)
     on_cpu = jax.default_backend() == "cpu"
     return Run(
         config=config,
@@ -91,11 +88,28 @@ def build(config: Config) -> Run:
         test_set=evaluate.make_test_set(oracle, test.images, test.labels),
         dtype=dtype,
         rounds_per_call=config.rounds_per_call or (0 if on_cpu else 20),
-        template=jax.eval_shape(
-            lambda: steps.init_state(
-                config, networks, tx, num_classes=info.num_classes, channels=info.channels
-            )
-        ),
+        template=template,
+    )
+
+
+def _make_trained(
+    config: Config, info: data.Info, dtype: Any
+) -> tuple[Networks, Optimizers, TrainState]:
+    """What is trained, and the shapes of the state."""
+    sizes = {"num_classes": info.num_classes, "channels": info.channels}
+    networks = steps.make_networks(config, dtype=dtype, **sizes)
+    tx = steps.make_optimizers(config)
+    state = jax.eval_shape(lambda: steps.init_state(config, networks, tx, **sizes))
+    return networks, tx, state
+
+
+def say_needs(config: Config) -> str:
+    """What a run needs of the machine, known without victim and images."""
+    info = data.describe(config.dataset, config.data_dir)
+    template = _make_trained(config, info, None)[2]
+    return (
+        f"{_size(_num_bytes(template))} on the device and what its rounds take, "
+        f"{_size(_bytes_on_disk(config, template))} of disk"
     )
 
 
@@ -135,7 +149,7 @@ def describe(run: Run, workdir: pathlib.Path) -> str:
         else f"none in {config.method}",
         "device": f"{on}, {run.dtype.name}, "
         + (f"{run.rounds_per_call} rounds a call" if run.rounds_per_call else "1 round a call"),
-        "disk": f"at most {_size(_bytes_on_disk(run))} of checkpoints",
+        "disk": f"at most {_size(_bytes_on_disk(config, template))} of checkpoints",
         "workdir": str(workdir),
     }
     return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
@@ -157,7 +171,7 @@ def check_fits(run: Run, workdir: pathlib.Path) -> None:
             f"config.replay.dtype={run.config.replay.dtype}; there are {_size(available)}. "
             "Choose a smaller replay.size, or uint8."
         )
-    needed = _bytes_on_disk(run)
+    needed = _bytes_on_disk(run.config, run.template)
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     held = sum(f.stat().st_size for f in (workdir / "checkpoints").rglob("*") if f.is_file())
@@ -277,10 +291,9 @@ def _num_bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
-def _bytes_on_disk(run: Run) -> int:
-    config = run.config
+def _bytes_on_disk(config: Config, template: TrainState) -> int:
     return checkpoint.bytes_on_disk(
-        run.template, interval=config.checkpoint_every_queries, budget=config.query_budget
+        template, interval=config.checkpoint_every_queries, budget=config.query_budget
     )
 
 

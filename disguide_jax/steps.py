@@ -11,7 +11,7 @@ from disguide_jax import models, optim, replay
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
 from disguide_jax.methods import dfme, dfms, disguide, dual_students, maze
-from disguide_jax.state import Array, Metrics, Networks, Optimizers, Stage, TrainState
+from disguide_jax.state import Array, Metrics, Networks, Optimizers, Stage, TrainState, Variables
 
 METHODS = {
     "disguide": disguide,
@@ -150,8 +150,8 @@ def init_state(
         replay=replay.init(config.replay.size if method.KEEPS_REPLAY else 1, images, answers),
     )
     if method is dfms:
-        state = state.replace(extra=dfms.init_extra(config, networks, tx, state, answers))
-    return state
+        return state.replace(extra=dfms.init_extra(config, networks, tx, state, answers))
+    return state.replace(extra=state.clones) if config.clones.average_decay else state
 
 
 def make_train_step(
@@ -173,7 +173,31 @@ def make_train_step(
     if method is dfms:
         stage = stage or stages(config)[-1]
         return dfms.make_round(config, networks, channels=channels, stage=stage)
-    return method.make_round(config, networks, tx, channels=channels)
+    play_round = method.make_round(config, networks, tx, channels=channels)
+    return averaging(play_round, config.clones.average_decay)
+
+
+def averaging(play_round: TrainStep, decay: float) -> TrainStep:
+    """The same round, after which `state.extra` follows the clones as their average.
+
+    The average of t rounds has at least the decay t / (9 + t), so that it forgets how the
+    clones were initialised.
+    """
+    if not decay:
+        return play_round
+
+    def play_and_average(state: TrainState, victim: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = play_round(state, victim)
+        kept = jnp.minimum(decay, state.round / (9 + state.round))
+        extra = jax.tree.map(lambda a, c: kept * a + (1 - kept) * c, state.extra, state.clones)
+        return state.replace(extra=extra), metrics
+
+    return play_and_average
+
+
+def result(config: Config, state: TrainState) -> Variables:
+    """The clones as the attacker takes them: their average where one is kept."""
+    return state.extra if config.clones.average_decay else state.clones
 
 
 def report(config: Config, state: TrainState) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Studies of many runs: what is left to run, and tables and figures of what has run.
 
-A finished run leaves `summary.json` and `metrics.jsonl` in RESULTS/<cell>/seed<N>/, and
-everything shown is computed from these files alone.
+A finished run leaves `summary.json`, `metrics.jsonl` and its last `samples.png` in
+RESULTS/<family>/<cell>/seed<N>/, and everything shown is computed from these files alone.
 """
 
 import concurrent.futures
@@ -34,13 +34,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 class Cell(NamedTuple):
     """A configuration that is run with several seeds: one row, or one point, of a study."""
 
+    family: str  # of its directory
     config: str  # configs/<config>.py, or <config>:smoke
     overrides: tuple[tuple[str, Any], ...] = ()  # such as ("replay.size", 600)
 
     @property
-    def name(self) -> str:
-        """Of its directory of results."""
-        return ",".join([self.config.replace(":", "-"), *(f"{k}={v}" for k, v in self.overrides)])
+    def folder(self) -> pathlib.Path:
+        """Where its results lie below RESULTS, and its workdirs below WORKDIRS."""
+        words = [self.config.replace(":", "-"), *(f"{k}={v}" for k, v in self.overrides)]
+        return pathlib.Path(self.family, ",".join(words).replace("/", "-"))
+
+    def __str__(self) -> str:
+        return " ".join([self.config, *(f"{k}={v}" for k, v in self.overrides)])
 
     def arguments(self, seed: int) -> list[str]:
         """What the program is told."""
@@ -101,7 +106,7 @@ def load(results: pathlib.Path, cell: Cell, seed: int) -> Result | None:
     Raises:
       UserError: it is damaged, or of another configuration than `cell` is now.
     """
-    folder = results / cell.name / f"seed{seed}"
+    folder = results / cell.folder / f"seed{seed}"
     try:
         summary = json.loads((folder / "summary.json").read_text())
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -152,6 +157,7 @@ def run_missing(
     print(f"{len(runs) - len(left)} of {len(runs)} runs have finished{_estimate(results, left)}")
 
     def run(cell: Cell, seed: int) -> str | None:
+        """Says what went wrong, if anything did."""
         workdir = _workdir(workdirs, cell, seed)
         workdir.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
@@ -160,16 +166,15 @@ def run_missing(
             status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
         if status:
             said = (workdir / "output.txt").read_text().strip().splitlines()
-            return f"{cell.name}, seed {seed}: status {status}: {said[-1] if said else ''}"
-        target = results / cell.name / f"seed{seed}"
+            return f"{cell}, seed {seed}: status {status}: {said[-1] if said else ''}"
+        target = results / cell.folder / f"seed{seed}"
         target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(max((workdir / "samples").iterdir()), target / "samples.png")
         for name in ("metrics.jsonl", "summary.json"):  # the summary last: it says "finished"
             shutil.copyfile(workdir / name, target / name)
-        accuracy = load(results, cell, seed).summary["soft_vote_accuracy"]
+        accuracy = json.loads((target / "summary.json").read_text())["soft_vote_accuracy"]
         seconds = time.monotonic() - started
-        print(
-            f"{cell.name}, seed {seed}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True
-        )
+        print(f"{cell}, seed {seed}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True)
         return None
 
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
@@ -184,7 +189,7 @@ def run_missing(
 
 
 def _workdir(workdirs: pathlib.Path, cell: Cell, seed: int) -> pathlib.Path:
-    return workdirs / cell.name / f"seed{seed}"
+    return workdirs / cell.folder / f"seed{seed}"
 
 
 def _command(cell: Cell, seed: int, workdirs: pathlib.Path, extra: Sequence[str]) -> list[str]:
@@ -193,16 +198,20 @@ def _command(cell: Cell, seed: int, workdirs: pathlib.Path, extra: Sequence[str]
 
 
 def _estimate(results: pathlib.Path, left: Sequence[tuple[Cell, int]]) -> str:
-    """How long the rest will take, as far as runs of the same configuration tell."""
+    """How long the rest will take, as far as runs of the same configuration file tell."""
     if not left:
         return ""
     known, unknown = 0.0, 0
-    for cell, _ in left:
-        seconds = []
-        for path in results.glob(f"{cell.config.replace(':', '-')}*/seed*/summary.json"):
+    for cell, seed in left:
+        rates = []  # seconds a query
+        for path in results.glob(f"*/{cell.config.replace(':', '-')}*/seed*/summary.json"):
             with contextlib.suppress(ValueError, KeyError):
-                seconds.append(json.loads(path.read_text())["wall_seconds"])
-        known, unknown = (known + np.median(seconds), unknown) if seconds else (known, unknown + 1)
+                summary = json.loads(path.read_text())
+                rates.append(summary["wall_seconds"] / summary["queries"])
+        if rates:
+            known += float(np.median(rates)) * cell.load(seed).query_budget
+        else:
+            unknown += 1
     estimate = f"; the rest takes about {known / 3600:.1f} h one after the other" if known else ""
     return estimate + (f"; of {unknown} it is not known how long they take" if unknown else "")
 

@@ -181,7 +181,7 @@ def play(
                 line["time/wall_seconds"] = spent_before + now - start
                 clock, clock_queries = now, spent
             if "evaluate" in due:
-                scores = score(state.clones, run.test_set)
+                scores = score(steps.result(config, state), run.test_set)
                 line |= scores_line(scores)
                 note_scores(progress, scores, spent)
                 (workdir / "samples").mkdir(exist_ok=True)
@@ -301,8 +301,9 @@ def stop_requests() -> Iterator[list[int]]:
 
 def summarise(run: plan.Run, state: TrainState, progress: Progress) -> dict[str, Any]:
     """The content of summary.json; accuracies are those of the final clones."""
+    clones = steps.result(run.config, state)
     score = evaluate.make_evaluate(run.networks.clones, run.victim)
-    scores = score(state.clones, run.test_set)
+    scores = score(clones, run.test_set)
     queries = int(state.queries)
     return {
         "config": to_dict(run.config),
@@ -320,7 +321,7 @@ def summarise(run: plan.Run, state: TrainState, progress: Progress) -> dict[str,
         "queries_to": progress.queries_to,
         "wall_seconds": progress.wall_seconds,
         "queries_per_second": queries / progress.wall_seconds,
-        "clones_sha256": clones_sha256(state.clones),
+        "clones_sha256": clones_sha256(clones),
     }
 
 
@@ -329,7 +330,7 @@ def save_networks(run: plan.Run, state: TrainState, workdir: pathlib.Path) -> No
     config = run.config
     metadata = {"dataset": config.dataset, "queries": str(int(state.queries))}
     (workdir / "clones").mkdir(exist_ok=True)
-    for i, clone in enumerate(unstack(state.clones)):
+    for i, clone in enumerate(unstack(steps.result(config, state))):
         convert.save_state_dict(
             workdir / "clones" / f"clone_{i}.safetensors",
             convert.to_state_dict(clone),

@@ -48,14 +48,15 @@ def to_gray(images: Array, channel: Array, *, every: int) -> Array:
     return jnp.where(is_gray & ~is_kept, kept, images)
 
 
-def augment(key: Key, images: Array, *, padding: int, flip: bool) -> Array:
+def augment(key: Key, images: Array, *, padding: int, flip: bool, black: float = 0) -> Array:
     """Shifts every image at random and mirrors half of them.
 
     Args:
       key: of this batch.
-      images: [N, H, W, channels], of any type; black is 0.
+      images: [N, H, W, channels], of any type.
       padding: black pixels added on every side, of which a random window is kept.
       flip: whether to mirror.
+      black: its value in `images`.
 
     Returns:
       Images of the same shape and type.
@@ -64,7 +65,7 @@ def augment(key: Key, images: Array, *, padding: int, flip: bool) -> Array:
     size = images.shape[1:]
     if padding:
         edge = (padding, padding)
-        padded = jnp.pad(images, [(0, 0), edge, edge, (0, 0)])
+        padded = jnp.pad(images, [(0, 0), edge, edge, (0, 0)], constant_values=black)
         corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * padding + 1)
         images = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), size))(
             padded, corners

@@ -1,7 +1,7 @@
 """Runs methods side by side on one victim and one budget, and tabulates and draws them.
 
 usage: python scripts/compare.py [--family digits] [--seeds 5] [--jobs 1]
-           [--results results] [--workdirs runs] [--dry_run]
+           [--results results] [--workdirs runs] [--dry-run]
 
 A family is all of configs/FAMILY_*.py. The same command again continues; when all runs have
 finished it writes RESULTS/FAMILY/comparison.{md,csv,png,svg} and prints the table.
@@ -20,26 +20,25 @@ COLLAPSED = 0.5  # a run is called so when it ends below this share of the victi
 
 def main(args: argparse.Namespace) -> None:
     """Runs what is missing, then writes table and figure."""
-    folder = args.results / args.family
     names = sorted(path.stem for path in (studies.ROOT / "configs").glob(f"{args.family}_*.py"))
     if not names:
         raise UserError(f"--family {args.family}: there is no configs/{args.family}_*.py")
     if args.seeds < 1:
         raise UserError(f"--seeds is {args.seeds}; it must be at least 1")
     suffix = f":{args.variant}" if args.variant else ""
-    cells = [studies.Cell(name + suffix) for name in names]
+    cells = [studies.Cell(args.family, name + suffix) for name in names]
     check_comparable(cells)
     studies.run_missing(
         cells,
         range(args.seeds),
-        results=folder,
-        workdirs=args.workdirs / args.family,
+        results=args.results,
+        workdirs=args.workdirs,
         jobs=args.jobs,
         dry_run=args.dry_run,
     )
     if args.dry_run:
         return
-    results = {cell: studies.load_all(folder, cell, range(args.seeds)) for cell in cells}
+    results = {cell: studies.load_all(args.results, cell, range(args.seeds)) for cell in cells}
     results = dict(
         sorted(
             results.items(),
@@ -49,9 +48,9 @@ def main(args: argparse.Namespace) -> None:
     header = ["configuration", "method", "labels", "queries", "soft vote, %", "fidelity, %"]
     header += [f"queries to {share:.0%} of the victim" for share in SHARES] + ["collapsed"]
     rows = [make_row(cell, found) for cell, found in results.items()]
-    print(studies.write_table(folder / "comparison", header, rows))
-    curves = {label(cell, found): found for cell, found in results.items()}
-    studies.accuracy_figure(folder / "comparison", curves)
+    path = args.results / args.family / "comparison"
+    print(studies.write_table(path, header, rows))
+    studies.accuracy_figure(path, {label(found): found for found in results.values()})
 
 
 def check_comparable(cells: list[studies.Cell]) -> None:
@@ -73,8 +72,8 @@ def final_accuracies(results: list[studies.Result]) -> list[float]:
     return [result.summary["soft_vote_accuracy"] for result in results]
 
 
-def label(cell: studies.Cell, results: list[studies.Result]) -> str:
-    """What a figure calls a cell."""
+def label(results: list[studies.Result]) -> str:
+    """What the figure calls the runs of a cell."""
     config = results[0].summary["config"]
     return f"{config['method']}, {config['labels']} labels"
 
@@ -107,7 +106,7 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("results"))
     parser.add_argument("--workdirs", type=pathlib.Path, default=pathlib.Path("runs"))
-    parser.add_argument("--dry_run", action="store_true", help="only print the commands")
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     try:
         main(parser.parse_args())
     except UserError as error:

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from disguide_jax import replay, steps, updates
-from disguide_jax.config import ReplayConfig
+from disguide_jax.config import ClonesConfig, ReplayConfig
 from disguide_jax.errors import UserError
 from disguide_jax.methods import disguide
 
@@ -35,8 +35,13 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(compare, a, b)
 
 
-def test_a_round_is_a_generator_update_a_query_and_b_plus_one_clone_updates_in_this_order():
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_round_is_a_generator_update_a_query_and_b_plus_one_clone_updates_in_this_order(
+    augmented,
+):
     config = tiny.config()
+    if augmented:
+        config.replay.crop_padding, config.replay.flip = 2, True
     networks, tx, state, step = tiny_step(config)
     found, metrics = jax.jit(step)(state, VICTIM)
 
@@ -54,6 +59,9 @@ def test_a_round_is_a_generator_update_a_query_and_b_plus_one_clone_updates_in_t
         s, second = update(s, tx=tx.clones, loss_fn=loss_fn, images=images, answers=labels)
         for key in jax.random.split(updates.round_key(s, disguide.REPLAY), 2):
             images, labels = replay.sample(s.replay, key, 6)
+            if augmented:
+                key = jax.random.fold_in(key, disguide.AUGMENT)
+                images = updates.augment(key, images, padding=2, flip=True, black=-1)
             s, _ = update(s, tx=tx.clones, loss_fn=loss_fn, images=images, answers=labels)
         return s.replace(round=s.round + 1), first | second
 
@@ -195,3 +203,18 @@ def test_learning_rates_fall_at_the_budget_fractions_for_both_networks():
     config.clones.momentum, config.clones.weight_decay = 0.0, 0.0
     found = relative_rates(steps.make_optimizers(config).clones, 3, 0.03)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_the_average_of_the_clones_follows_them_and_is_the_result():
+    config = tiny.config(clones=ClonesConfig(average_decay=0.2, learning_rate=0.1))
+    _, _, state, step = tiny_step(config)
+    play, expected = jax.jit(step), state.clones
+    for round_ in (1, 2, 3):
+        state, _ = play(state, VICTIM)
+        kept = min(0.2, round_ / (9 + round_))  # 0.1, 0.18, 0.2
+        expected = jax.tree.map(
+            lambda a, c, kept=kept: kept * a + (1 - kept) * c, expected, state.clones
+        )
+    assert_close(steps.result(config, state), expected, rtol=1e-5, atol=1e-6)
+    config.clones.average_decay = 0.0
+    assert steps.result(config, state) is state.clones

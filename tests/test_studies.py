@@ -23,7 +23,7 @@ def make_result(accuracies, interval=100) -> Result:
 
 
 def write_result(folder, cell, seed, accuracies=(0.5, 0.8)):
-    target = folder / cell.name / f"seed{seed}"
+    target = folder / cell.folder / f"seed{seed}"
     target.mkdir(parents=True)
     result = make_result(accuracies)
     started_with = json.loads(json.dumps(config.to_dict(cell.load(seed))))
@@ -61,10 +61,10 @@ def test_a_curve_has_the_lines_that_were_evaluated():
 
 
 def test_a_cell_knows_its_configuration_and_command():
-    cell = Cell("digits_soft", (("replay.size", 500), ("clones.soft_loss", "kl")))
+    cell = Cell("digits", "digits_soft", (("replay.size", 500), ("clones.soft_loss", "kl")))
     loaded = cell.load(seed=3)
     assert (loaded.seed, loaded.replay.size, loaded.clones.soft_loss) == (3, 500, "kl")
-    assert cell.name == "digits_soft,replay.size=500,clones.soft_loss=kl"
+    assert str(cell.folder) == "digits/digits_soft,replay.size=500,clones.soft_loss=kl"
     assert cell.arguments(3)[1:] == [
         "--config.seed=3",
         "--config.replay.size=500",
@@ -74,7 +74,7 @@ def test_a_cell_knows_its_configuration_and_command():
 
 def test_only_what_has_not_finished_is_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    cells = [Cell("digits_soft"), Cell("digits_hard", (("num_clones", 3),))]
+    cells = [Cell("digits", "digits_soft"), Cell("digits", "digits_hard", (("num_clones", 3),))]
     write_result(tmp_path, cells[0], 0)
     options = {"results": tmp_path, "workdirs": tmp_path / "w", "dry_run": True}
     studies.run_missing(cells, range(2), **options)
@@ -88,7 +88,7 @@ def test_only_what_has_not_finished_is_run(tmp_path, capsys, monkeypatch):
 
 
 def test_results_of_another_configuration_are_refused(tmp_path):
-    cell = Cell("digits_soft")
+    cell = Cell("digits", "digits_soft")
     target = write_result(tmp_path, cell, 0)
     assert studies.load(tmp_path, cell, 0).summary["soft_vote_accuracy"] == 0.8
     assert studies.load(tmp_path, cell, 1) is None
@@ -103,14 +103,16 @@ def test_results_of_another_configuration_are_refused(tmp_path):
 
 
 def test_missing_runs_are_run_and_failed_ones_named(tmp_path, capsys):
-    good, bad = Cell("digits_soft:smoke"), Cell("digits_soft:smoke", (("batch_size", 0),))
+    good = Cell("digits", "digits_soft:smoke")
+    bad = good._replace(overrides=(("batch_size", 0),))
     options = {"results": tmp_path / "results", "workdirs": tmp_path / "w"}
     with pytest.raises(UserError, match=r"seed 0: status 2: .*config.batch_size is 0"):
         studies.run_missing([bad], [0], **options)
     studies.run_missing([good], [0], **options)
     result = studies.load(tmp_path / "results", good, 0)
     assert result.summary["queries"] == 40
-    assert "digits_soft:smoke" not in capsys.readouterr().out
+    assert "digits_soft:smoke, seed 0: soft vote" in capsys.readouterr().out
+    assert (tmp_path / "results" / good.folder / "seed0/samples.png").exists()
     studies.run_missing([good], [0], **options)
     assert "1 of 1 runs have finished\n" in capsys.readouterr().out
 

@@ -156,3 +156,16 @@ def test_soft_losses_lead_a_clone_to_the_victims_probabilities(loss):
         state = step(state)
     logits, _ = networks.clones.apply(state.clones, images, train=False)
     np.testing.assert_allclose(jax.nn.softmax(logits)[0], probs, atol=0.05)
+
+
+def test_shifted_images_are_windows_of_themselves_in_a_black_frame():
+    images = jnp.ones((50, 8, 8, 1))
+    shifted = np.asarray(
+        updates.augment(jax.random.key(0), images, padding=2, flip=False, black=-1)
+    )
+    assert set(np.unique(shifted)) == {-1, 1}
+    white = (shifted == 1).any(axis=(2, 3)).sum(axis=1), (shifted == 1).any(axis=(1, 3)).sum(axis=1)
+    np.testing.assert_array_equal((shifted == 1).sum(axis=(1, 2, 3)), white[0] * white[1])
+    assert set(white[0]) == {6, 7, 8}
+    unchanged = updates.augment(jax.random.key(0), images, padding=0, flip=False)
+    np.testing.assert_array_equal(unchanged, images)

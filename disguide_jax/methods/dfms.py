@@ -89,6 +89,11 @@ def check(config: Config) -> None:
             f"config.dfms.offline_images is {sizes.offline_images}; there are only "
             f"{sizes.proxy_images} proxy images (config.dfms.proxy_images)"
         )
+    if config.clones.average_decay:
+        raise UserError(
+            f"config.clones.average_decay is {config.clones.average_decay}; dfms chooses among "
+            "averages of its own: set it to 0"
+        )
     if config.generator.gray_every:
         raise UserError(
             f"config.generator.gray_every is {config.generator.gray_every}; dfms turns no "
@@ -209,8 +214,7 @@ def make_round(
 
     def augment(state: TrainState, stream: int, images: Array) -> Array:
         key = updates.round_key(state, stream)
-        # Its margin is 0, and black is -1 here.
-        return updates.augment(key, images + 1, padding=4, flip=sizes.flip) - 1
+        return updates.augment(key, images, padding=4, flip=sizes.flip, black=-1)
 
     def real_images(state: TrainState, index: Array) -> Array:
         indices = shuffled(state, index, sizes.proxy_images, 0)

@@ -18,7 +18,7 @@ from disguide_jax.config import Config
 from disguide_jax.errors import UserError
 from disguide_jax.state import Array, Key, Metrics, Networks, Optimizers, TrainState
 
-GENERATOR, CLONES, REPLAY = range(3)  # streams of randomness
+GENERATOR, CLONES, REPLAY, AUGMENT = range(4)  # streams of randomness
 KEEPS_REPLAY = True
 NEEDS_FLOAT32 = False
 
@@ -81,6 +81,13 @@ def make_round(
         replay_keys = jax.random.split(updates.round_key(state, REPLAY), config.replay.batches)
         for key in replay_keys:
             images, answers = replay.sample(state.replay, key, config.batch_size)
+            images = updates.augment(
+                jax.random.fold_in(key, AUGMENT),
+                images,
+                padding=config.replay.crop_padding,
+                flip=config.replay.flip,
+                black=-1,
+            )
             state, replay_metrics = updates.update_clones(
                 state, networks.clones, tx.clones, clone_loss, images, answers
             )

@@ -495,11 +495,12 @@ def prepare_victims(victims: dict[str, str], *, data_dir: str, dry_run: bool) ->
         comparison with the paper's numbers would mean little.
     """
     for weights, made_by in victims.items():
-        _, script, *options = shlex.split(made_by)
-        options += [f"--config.data_dir={data_dir}"] if data_dir else []
+        _, script, option, config = shlex.split(made_by)
+        options = [f"--config.data_dir={data_dir}"] if data_dir else []
         if not pathlib.Path(weights).exists():
-            print(shlex.join(["python", script, *options]), flush=True)
-            command = [sys.executable, str(studies.ROOT / script), *options]
+            print(shlex.join(["python", script, option, config, *options]), flush=True)
+            script, config = str(studies.ROOT / script), str(studies.ROOT / config)
+            command = [sys.executable, script, option, config, *options]
             if not dry_run and subprocess.run(command, check=False).returncode:
                 raise UserError("the victim's training did not end; the same command continues")
         if dry_run:

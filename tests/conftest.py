@@ -1,7 +1,9 @@
 """Everything runs on the CPU, and what JAX merely tolerates is an error."""
 
+import importlib.util
 import os
 import pathlib
+from types import ModuleType
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # most time goes to compiling
@@ -20,6 +22,15 @@ def _compile_once(tmp_path_factory):
 
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def load_script(path: pathlib.Path | str) -> ModuleType:
+    """A file outside the package as a module; a name is that of a file in scripts/."""
+    path = ROOT / "scripts" / f"{path}.py" if isinstance(path, str) else path
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

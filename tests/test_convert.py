@@ -6,7 +6,6 @@ made.
 
 import collections
 import functools
-import importlib.util
 import io
 import os
 import pathlib
@@ -18,12 +17,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import ROOT, load_script
 
 from disguide_jax import convert, models
 from disguide_jax.errors import UserError
 from disguide_jax.state import Variables
 
-ROOT = pathlib.Path(__file__).parents[1]
 ZIP = ROOT / "tests/data/convert/checkpoint.pt"
 LEGACY = ROOT / "tests/data/convert/checkpoint_legacy.pt"
 LEGACY_HEAD = pickle.dumps(convert.LEGACY_MAGIC, 2) + pickle.dumps(1001, 2)
@@ -523,9 +522,7 @@ def test_random_damage_to_a_recorded_network_gives_a_clear_error_or_arrays(share
 @pytest.fixture
 def convert_victim(monkeypatch):
     """Runs scripts/convert_victim.py with arguments; returns its exit status."""
-    spec = importlib.util.spec_from_file_location("script", ROOT / "scripts/convert_victim.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("convert_victim")
 
     def run(*args: pathlib.Path) -> int:
         monkeypatch.setattr("sys.argv", ["convert_victim.py", *map(str, args)])

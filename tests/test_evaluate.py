@@ -1,6 +1,5 @@
 """Votes, accuracies and fidelity against plain counting; victims and their input range."""
 
-import importlib.util
 import sys
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT
+from conftest import load_script
 
 from disguide_jax import evaluate, models, victim
 
@@ -80,13 +79,6 @@ def test_an_attacker_who_knows_the_transform_sends_and_is_tested_on_normalised_i
     assert not np.allclose(knowing(images), blind(images), atol=1e-3)
 
 
-def load_script(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_a_real_pytorch_victim_predicts_what_it_predicted_in_pytorch(
     shared, tmp_path, monkeypatch, capsys
@@ -95,7 +87,7 @@ def test_a_real_pytorch_victim_predicts_what_it_predicted_in_pytorch(
     with np.load(shared / "data/cifar10-test.npz") as part:
         images, labels, classes = unpack.images(part), part["labels"], part["classes"]
     np.savez(tmp_path / "cifar10.npz", test_images=images, test_labels=labels, classes=classes)
-    script = load_script(ROOT / "scripts/evaluate_victim.py")
+    script = load_script("evaluate_victim")
     weights = shared / "victims/cifar10-resnet34_w16.pt"
     argv = ["evaluate_victim.py", "--weights", str(weights), "--dataset", "cifar10"]
     argv += ["--data_dir", str(tmp_path), "--predictions", str(tmp_path / "out.npy")]
@@ -108,7 +100,7 @@ def test_a_real_pytorch_victim_predicts_what_it_predicted_in_pytorch(
 
 
 def test_the_script_answers_a_mistake_with_one_message(monkeypatch, capsys):
-    script = load_script(ROOT / "scripts/evaluate_victim.py")
+    script = load_script("evaluate_victim")
     argv = ["evaluate_victim.py", "--weights", "absent.pt", "--dataset", "digits"]
     monkeypatch.setattr(sys, "argv", argv)
     assert script.main() == 2

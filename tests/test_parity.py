@@ -1,17 +1,14 @@
 """The numbers of the authors' code."""
 
-import importlib.util
 import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_script
 
 from disguide_jax.errors import UserError
 
-spec = importlib.util.spec_from_file_location("check_parity", ROOT / "scripts/check_parity.py")
-check_parity = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check_parity)
+check_parity = load_script("check_parity")
 
 PART = ROOT / "tests/data/parity"
 

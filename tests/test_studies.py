@@ -7,29 +7,11 @@ import math
 import numpy as np
 import pytest
 from conftest import ROOT
+from made_up import make_result, write_result
 
-from disguide_jax import config, studies
+from disguide_jax import studies
 from disguide_jax.errors import UserError
-from disguide_jax.studies import Cell, Result
-
-
-def make_result(accuracies, interval=100) -> Result:
-    lines = [
-        {"queries": interval * i, "gen/loss": 1.0, "eval/soft_vote_accuracy": accuracy}
-        for i, accuracy in enumerate(accuracies, start=1)
-    ]
-    summary = {"soft_vote_accuracy": accuracies[-1], "victim_accuracy": 0.9, "wall_seconds": 60.0}
-    return Result(summary, lines)
-
-
-def write_result(folder, cell, seed, accuracies=(0.5, 0.8)):
-    target = folder / cell.folder / f"seed{seed}"
-    target.mkdir(parents=True)
-    result = make_result(accuracies)
-    started_with = json.loads(json.dumps(config.to_dict(cell.load(seed))))
-    (target / "summary.json").write_text(json.dumps(result.summary | {"config": started_with}))
-    (target / "metrics.jsonl").write_text("\n".join(map(json.dumps, result.lines)))
-    return target
+from disguide_jax.studies import Cell
 
 
 def test_interval_is_students_t():

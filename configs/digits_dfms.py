@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> Config:
             model="dcgan",
             width=8,
             latent_dim=64,
-            learning_rate=2e-4,
+            learning_rate=1e-3,
             diversity_weight=10.0,
             gray_every=0,
         ),

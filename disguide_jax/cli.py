@@ -1,9 +1,14 @@
 """Command lines of the form `--config FILE[:variant] [--config.key=value ...]`."""
 
+import contextlib
+import hashlib
+import os
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -22,10 +27,36 @@ def run(main: Callable[[flags.FlagValues], int | None], values: flags.FlagValues
     flags.DEFINE_boolean("help", False, "Show this.", short_name="h", flag_values=values)
     try:
         _parse(values)
+        keep_compiled()
         sys.exit(main(values))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def keep_compiled() -> None:
+    """Lets the next process find what this one compiles, in $XDG_CACHE_HOME or ~/.cache.
+
+    JAX_COMPILATION_CACHE_DIR has the last word; where nothing can be written nothing is kept.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or none of ours
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        folder = pathlib.Path(home, "disguide_jax", f"compiled-{_processor()}")
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _processor() -> str:
+    """Of what a CPU can do: programs for another one would crash here, and homes are shared."""
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return hashlib.sha256(features.encode()).hexdigest()[:8]
+    return os.uname().machine
 
 
 def _parse(values: flags.FlagValues) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 from conftest import ROOT
 
 NUM_KILLS = 20
@@ -24,19 +23,16 @@ COMMAND = [
 ]
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
-def start(folder: pathlib.Path, environment: dict[str, str]) -> subprocess.Popen:
+def start(folder: pathlib.Path) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     with (folder / "output").open("ab") as output:
-        return subprocess.Popen(COMMAND, cwd=folder, env=environment, stdout=output, stderr=output)
+        return subprocess.Popen(
+            COMMAND,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=output,
+            stderr=output,
+        )
 
 
 def outcome(folder: pathlib.Path) -> dict:
@@ -73,20 +69,20 @@ def play_and_kill(process: subprocess.Popen, folder: pathlib.Path, chance: rando
     process.kill()
 
 
-def test_a_run_killed_twenty_times_ends_as_one_that_never_was(tmp_path, environment):
+def test_a_run_killed_twenty_times_ends_as_one_that_never_was(tmp_path):
     whole = tmp_path / "whole"
-    assert start(whole, environment).wait() == 0, (whole / "output").read_text()
+    assert start(whole).wait() == 0, (whole / "output").read_text()
 
     chance, num_kills, num_runs = random.Random(0), 0, 1
     while num_kills < NUM_KILLS:
         folder = tmp_path / f"killed {num_runs}"
-        process = start(folder, environment)
+        process = start(folder)
         play_and_kill(process, folder, chance)
         status, output = process.wait(), (folder / "output").read_text()
         assert status in (0, -signal.SIGKILL), output
         num_kills += status != 0
         if status == 0 or num_kills == NUM_KILLS:  # let this one end
-            assert start(folder, environment).wait() == 0, (folder / "output").read_text()
+            assert start(folder).wait() == 0, (folder / "output").read_text()
             assert outcome(folder) == outcome(whole)
             assert "damaged" not in (folder / "output").read_text()
             num_runs += 1

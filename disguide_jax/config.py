@@ -13,6 +13,7 @@ from disguide_jax.errors import UserError
 LABELS = ("soft", "hard")
 SOFT_LOSSES = ("l1", "cross_entropy", "kl")
 INPUT_SPACES = ("pre-transform", "post-transform")
+GUARDS = ("warn", "restart", "stop")
 PRECISIONS = ("auto", "float32", "bfloat16")
 REPLAY_DTYPES = ("float32", "bfloat16", "uint8")
 OPTIMIZERS = ("adam", "sgd")
@@ -133,6 +134,7 @@ class Config:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     zeroth_order: ZerothOrderConfig = dataclasses.field(default_factory=ZerothOrderConfig)
     dfms: DfmsConfig = dataclasses.field(default_factory=DfmsConfig)
+    guard: str = "warn"  # of GUARDS: what a run does that is stuck, see disguide_jax/guard.py
     precision: str = "auto"  # "auto": bfloat16 on a GPU or TPU, float32 on the CPU
     rounds_per_call: int = 0  # rounds in one call of the compiled step; 0 suits the backend
     log_every_queries: int = 25_600
@@ -164,6 +166,7 @@ def validate(config: Config) -> None:
 
     one_of("labels", LABELS)
     one_of("precision", PRECISIONS)
+    one_of("guard", GUARDS)
     one_of("replay.dtype", REPLAY_DTYPES)
     one_of("clones.soft_loss", SOFT_LOSSES)
     one_of("generator.optimizer", OPTIMIZERS)
@@ -250,8 +253,9 @@ def smoke(config: Config) -> Config:
     config.victim.weights = RANDOM_WEIGHTS
     if config.dataset.startswith("cifar"):  # LeNets are narrow as they are
         config.dataset = config.dataset.replace("cifar", "noise")
-        config.victim.width = config.clones.width = 4
-        if config.method != "disguide":  # some compile many kinds of rounds
+        if config.method == "disguide":
+            config.victim.width = config.clones.width = 4
+        else:  # some compile many kinds of rounds
             config.victim.model, config.clones.model = "lenet5", "lenet5_half"
     return config
 

@@ -25,6 +25,7 @@ HARMLESS = {
     "checkpoint_every_epochs",
     "checkpoint_every_queries",
     "data_dir",
+    "guard",  # what is done from now on
     "log_every_queries",
     "rounds_per_call",
     "victim.made_by",

@@ -63,6 +63,7 @@ class TrainState:
 
     round: Array  # [] int32, rounds done
     queries: Array  # [] int32, images the victim has answered
+    answered: Array  # [K] int32, how often with each class
     key: Key  # root key; per-round keys are folded in, never split off
     generator: Variables
     clones: Variables  # leaves [C, ...]

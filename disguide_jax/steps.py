@@ -21,6 +21,8 @@ METHODS = {
     "dfms": dfms,
 }
 
+RESTART = 2**31 - 20  # the stream of randomness behind fresh networks, apart from all rounds
+
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
@@ -142,6 +144,7 @@ def init_state(
     state = TrainState(
         round=jnp.zeros((), jnp.int32),
         queries=jnp.zeros((), jnp.int32),
+        answered=jnp.zeros((num_classes,), jnp.int32),
         key=root,
         generator=generator,
         clones=clones,
@@ -193,6 +196,31 @@ def averaging(play_round: TrainStep, decay: float) -> TrainStep:
         return state.replace(extra=extra), metrics
 
     return play_and_average
+
+
+def restart(
+    networks: Networks, tx: Optimizers, state: TrainState, *, clones_too: bool
+) -> TrainState:
+    """The same run with a fresh generator, and fresh clones if asked for; nothing is paid again.
+
+    Replay, rounds and queries stay, and learning rates go on as scheduled.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(state.key, RESTART), state.round)
+    generator_key, clones_key = jax.random.split(key)
+
+    def forgetful(tx: Any, params: Any, before: Any) -> Any:
+        """A fresh optimiser's state but for its counts, which the schedules follow."""
+        return jax.tree.map(lambda x, old: x if x.ndim else old, tx.init(params), before)
+
+    generator = networks.generator.init(generator_key)
+    opt = forgetful(tx.generator, generator.params, state.generator_opt)
+    state = state.replace(generator=generator, generator_opt=opt)
+    if not clones_too:
+        return state
+    clones = networks.clones.init(clones_key)
+    opt = forgetful(tx.clones, clones.params, state.clones_opt)
+    averaged = clones if jax.tree.leaves(state.extra) else state.extra
+    return state.replace(clones=clones, clones_opt=opt, extra=averaged)
 
 
 def result(config: Config, state: TrainState) -> Variables:

@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.figure
-import matplotlib.ticker
 import numpy as np
 import scipy.stats
 
-from disguide_jax import plan
+from disguide_jax import pictures, plan
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
 
@@ -81,9 +80,7 @@ class Result(NamedTuple):
 
     def curve(self, name: str = "eval/soft_vote_accuracy") -> tuple[np.ndarray, np.ndarray]:
         """Queries and values of the lines of the log that have this metric."""
-        points = [(line["queries"], line[name]) for line in self.lines if name in line]
-        queries, values = zip(*points, strict=True) if points else ((), ())
-        return np.array(queries), np.array(values)
+        return pictures.series(self.lines, name)
 
     def queries_to(self, accuracy: float) -> float | None:
         """Queries after which the soft vote first had this accuracy; None if it never had.
@@ -288,18 +285,10 @@ def accuracy_figure(
     axes.set(xlabel="queries", ylabel="accuracy of the soft vote", title=title)
     axes.set_ylim(0, 1.04)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: short_number(x)))
+    axes.xaxis.set_major_formatter(pictures.queries_formatter())
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     save_figure(figure, path)
-
-
-def short_number(x: float) -> str:
-    """1,200 as 1.2k and 8,000,000 as 8M."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if x >= size:
-            return f"{x / size:g}{unit}"
-    return f"{x:g}"
 
 
 def save_figure(figure: Any, path: pathlib.Path) -> None:

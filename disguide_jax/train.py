@@ -5,6 +5,7 @@ The only place with time and files. What a run leaves in its workdir is listed i
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -17,13 +18,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from disguide_jax import checkpoint, convert, evaluate, plan, steps, updates, writers
+from disguide_jax import (
+    checkpoint,
+    convert,
+    evaluate,
+    guard,
+    pictures,
+    plan,
+    steps,
+    updates,
+    writers,
+)
 from disguide_jax.config import Config, to_dict, validate
 from disguide_jax.errors import UserError
 from disguide_jax.state import Stage, TrainState, Variables
 
 MILESTONES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 NUM_SAMPLES = 64
+SECONDS_BETWEEN_PICTURES = 60  # at least, until the last one
 SAMPLES = 2**31 - 1  # the stream of latent vectors behind samples/, apart from all rounds
 
 
@@ -40,6 +52,8 @@ class Progress:
     """What the host adds up between two checkpoints, and saves with each."""
 
     log_bytes: int = 0
+    answered: list[int] = dataclasses.field(default_factory=list)  # by class, when last logged
+    symptoms: dict[str, int] = dataclasses.field(default_factory=dict)  # see guard.count
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     summed_rounds: int = 0
     max_soft_vote_accuracy: float = 0.0
@@ -129,6 +143,9 @@ def play(
     }
     score = evaluate.make_evaluate(run.networks.clones, run.victim)
     sample = make_sample(run)
+    start_again = jax.jit(
+        functools.partial(steps.restart, run.networks, run.tx), static_argnames="clones_too"
+    )
 
     round_ = int(state.round)
     start = clock = time.perf_counter()
@@ -140,6 +157,15 @@ def play(
         progress.wall_seconds = spent_before + time.perf_counter() - start
         progress.log_bytes = log.num_bytes
         saved.save(state, dataclasses.asdict(progress))
+
+    drawn = start
+
+    def draw(*, at_once: bool) -> None:
+        nonlocal drawn
+        if at_once or time.perf_counter() - drawn > SECONDS_BETWEEN_PICTURES:
+            accuracy = evaluate.victim_accuracy(run.test_set)
+            pictures.save_overview(workdir, victim_accuracy=accuracy)
+            drawn = time.perf_counter()
 
     log = writers.MetricsLog(workdir, num_bytes=progress.log_bytes, queries=spent)
     shown = writers.Progress(total=run.queries, done=spent)
@@ -173,6 +199,8 @@ def play(
                     )
             if "log" in due:
                 line |= {name: s / progress.summed_rounds for name, s in progress.sums.items()}
+                line |= answers_line(progress, jax.device_get(state.answered))
+                line["gen/saturation"] = float((np.abs(sample(state)) > guard.SATURATED).mean())
                 line |= steps.report(config, state)
                 progress.sums, progress.summed_rounds = {}, 0
                 now = time.perf_counter()
@@ -185,7 +213,15 @@ def play(
                 line |= scores_line(scores)
                 note_scores(progress, scores, spent)
                 (workdir / "samples").mkdir(exist_ok=True)
-                writers.save_image_grid(workdir / "samples" / f"{spent:09}.png", sample(state))
+                pictures.save_image_grid(workdir / "samples" / f"{spent:09}.png", sample(state))
+            stuck = []
+            if "log" in due:
+                progress.symptoms = guard.count(progress.symptoms, line)
+                stuck = guard.stuck(progress.symptoms)
+                if config.guard == "warn":  # once while it lasts
+                    stuck = [name for name in stuck if progress.symptoms[name] == guard.PATIENCE]
+            if stuck:
+                line["guard/stuck"] = ", ".join(stuck)
             if line:
                 if len(run.stages) > 1:
                     line = {
@@ -195,8 +231,22 @@ def play(
                 line = {"round": round_} | line
                 log.write(spent, line)
                 shown.report(spent, line)
-            if "checkpoint" in due or stop:
+            if stuck:
+                print(f"guard: {guard.explain(stuck)}, after {spent:,} queries", flush=True)
+            if stuck and config.guard == "restart":
+                state = start_again(state, clones_too="agreement" in stuck)
+                progress.symptoms = {}
+            stuck_for_good = bool(stuck) and config.guard == "stop"
+            if "checkpoint" in due or stop or stuck_for_good:
                 save()
+                draw(at_once=finished)
+            if stuck_for_good and not finished:
+                saved.wait()
+                raise UserError(
+                    f"the run is stuck: {guard.explain(stuck)}. It stops after {spent:,} queries, "
+                    "and everything is saved. Continue with the same command and "
+                    "--config.guard=restart, which makes anew what is stuck, or =warn."
+                )
             if stop and not finished:
                 saved.wait()
                 raise Stopped(stop[0], spent)
@@ -230,6 +280,13 @@ def absorb(progress: Progress, round_before: int, returned: list) -> None:
             )
         progress.sums[name] = progress.sums.get(name, 0.0) + float(value)
     progress.summed_rounds += int(played)
+
+
+def answers_line(progress: Progress, answered: np.ndarray) -> dict[str, Any]:
+    """The share of each class among the answers since the last line of the log, if any came."""
+    new = answered - np.array(progress.answered or [0])
+    progress.answered = answered.tolist()
+    return {"victim/class_share": (new / new.sum()).tolist()} if new.any() else {}
 
 
 def scores_line(scores: evaluate.Scores) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import optax
 from disguide_jax import losses, replay
 from disguide_jax.config import ClonesConfig
 from disguide_jax.state import Array, Key, Metrics, Net, TrainState, Variables
+from disguide_jax.victim import to_labels
 
 CloneLoss = Callable[[Array, Array], Array]  # logits [C, N, K], answers -> [C, N]
 
@@ -138,7 +139,8 @@ def query(
     """
     images = as_sent(state, images)
     answers = victim(images)
-    state = state.replace(queries=state.queries + images.shape[0])
+    counts = jnp.bincount(to_labels(answers), length=len(state.answered))
+    state = state.replace(queries=state.queries + images.shape[0], answered=state.answered + counts)
     if keep:
         state = state.replace(replay=replay.insert(state.replay, images, answers))
     return state, images, answers

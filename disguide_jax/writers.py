@@ -1,16 +1,13 @@
-"""What a run writes for people and programs to read: lines, events, pictures, the progress."""
+"""What a run writes for people and programs to read: lines, events, the progress."""
 
 import json
-import math
 import os
 import pathlib
 import sys
 from typing import Any
 
-import numpy as np
 import tensorboardX
 import tqdm
-from PIL import Image
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -65,18 +62,6 @@ class MetricsLog:
         os.fsync(self._file.fileno())
         self._file.close()
         self._tensorboard.close()
-
-
-def save_image_grid(path: pathlib.Path, images: np.ndarray) -> None:
-    """Writes [N, H, W, channels] images in [-1, 1] as one PNG, in rows of about sqrt(N)."""
-    pixels = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
-    columns = math.ceil(math.sqrt(len(pixels)))
-    rows = math.ceil(len(pixels) / columns)
-    pixels = np.pad(pixels, [(0, rows * columns - len(pixels)), (1, 1), (1, 1), (0, 0)])
-    _, height, width, channels = pixels.shape
-    grid = pixels.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * height, columns * width, channels)
-    Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
 
 
 class Progress:

@@ -254,6 +254,7 @@ def _train_state(
     state = TrainState(
         round=jnp.int32(0),
         queries=jnp.int32(0),
+        answered=jnp.zeros((1,), jnp.int32),
         key=jax.random.key(0),
         generator=generator_variables,
         clones=stacked,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import matplotlib.ticker
 
-from disguide_jax import convert, plan, studies
+from disguide_jax import convert, pictures, plan, studies
 from disguide_jax.errors import UserError
 from disguide_jax.studies import Cell, Result
 
@@ -238,7 +238,7 @@ def accuracy_table(
             [
                 row.setting,
                 row.technique,
-                studies.short_number(config.query_budget) if config else NOT_REPORTED,
+                pictures.short_number(config.query_budget) if config else NOT_REPORTED,
                 *(column(row.paper) for column in paper.values()),
                 *(studies.format_interval(map(column, found)) for column in ours.values()),
                 str(len(found)),
@@ -361,7 +361,7 @@ def fig3(scale: str, results: Results, path: pathlib.Path) -> None:
     found = {size: results[cell] for size, cell in FIG3[scale].items()}
     figure, axes = sweep_figure("replay size s, images", found)
     axes.set_xscale("log")
-    axes.set_xticks(list(found), [studies.short_number(size) for size in found])
+    axes.set_xticks(list(found), [pictures.short_number(size) for size in found])
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     finish_sweep(figure, axes, path, FIG3_PAPER if scale == FULL else {})
     sweep_table(path, "s", found)

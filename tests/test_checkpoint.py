@@ -45,6 +45,7 @@ def make_state(capacity=CAPACITY, dtype=jnp.uint8, labels=False, width=3):
     return TrainState(
         round=jnp.zeros((), jnp.int32),
         queries=jnp.zeros((), jnp.int32),
+        answered=jnp.zeros((5,), jnp.int32),
         key=jax.random.key(3, impl="rbg"),
         generator=generator,
         clones=clones,

@@ -23,7 +23,7 @@ LAYERS = [
     {"models"},
     {"optim", "checkpoint", "convert", "data"},
     {"state"},
-    {"losses", "replay", "config", "writers", "proxy"},
+    {"losses", "replay", "config", "writers", "pictures", "guard", "proxy"},
     {"errors"},
 ]
 

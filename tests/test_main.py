@@ -70,13 +70,17 @@ def test_smoke_variant_leaves_everything_that_the_contract_lists(run, tmp_path, 
     assert 0 <= summary["fidelity"] <= 1
 
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert summary["rounds"] == 5
-    in_round = summary["queries"] // 5
-    assert in_round % 8 == 0
-    assert [line["queries"] for line in lines] == [i * in_round for i in range(1, 6)]
-    assert ["eval/soft_vote_accuracy" in line for line in lines] == [False, True, False, True, True]
+    if summary["method"] == "dfms":  # 2 + 2 rounds of each kind of bought images, then 5 and more
+        assert summary["rounds"] == lines[-1]["round"] > 5
+    else:
+        assert summary["rounds"] == 5
+        in_round = summary["queries"] // 5
+        assert in_round % 8 == 0
+        assert [line["queries"] for line in lines] == [i * in_round for i in range(1, 6)]
+        evaluated = ["eval/soft_vote_accuracy" in line for line in lines]
+        assert evaluated == [False, True, False, True, True]
     assert lines[-1]["eval/soft_vote_accuracy"] == summary["soft_vote_accuracy"]
-    assert lines[0].keys() >= {"gen/loss", "clones/loss", "time/queries_per_second"}
+    assert set().union(*lines) >= {"gen/loss", "clones/loss", "time/queries_per_second"}
     for i in range(num_clones):
         state_dict = convert.load_state_dict(workdir / "clones" / f"clone_{i}.safetensors")
         arch = convert.recognise(state_dict, "clone")

@@ -89,6 +89,11 @@ def check(config: Config) -> None:
             f"config.dfms.offline_images is {sizes.offline_images}; there are only "
             f"{sizes.proxy_images} proxy images (config.dfms.proxy_images)"
         )
+    if config.guard == "restart":
+        raise UserError(
+            "config.guard is 'restart'; dfms, which builds on its earlier stages, can only warn "
+            "or stop"
+        )
     if config.clones.average_decay:
         raise UserError(
             f"config.clones.average_decay is {config.clones.average_decay}; dfms chooses among "

@@ -1,0 +1,192 @@
+"""Runs that are stuck are noticed, those that are not are left in peace, and restarts are exact."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+
+from disguide_jax import guard, plan, steps, studies, train
+from disguide_jax.config import ClonesConfig, VictimConfig, to_dict
+from disguide_jax.errors import UserError
+
+HEALTHY = {"gen/disagreement": 0.02, "victim/class_share": [0.1] * 10, "gen/saturation": 0.3}
+
+
+def test_effective_classes_are_those_that_would_be_named_equally_often():
+    assert guard.effective_classes([0.25] * 4) == pytest.approx(4)
+    assert guard.effective_classes([1.0, 0.0]) == 1
+    expected = math.exp(-(0.9 * math.log(0.9) + 0.1 * math.log(0.1)))
+    assert guard.effective_classes([0.9, 0.1]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"gen/disagreement": 0.0009}, ["agreement"]),
+        ({"gen/disagreement": 0.0011}, []),
+        ({"victim/class_share": [0.95, 0.05, *[0.0] * 8]}, ["classes"]),
+        ({"victim/class_share": [0.5, 0.5, *[0.0] * 8]}, []),
+        ({"gen/saturation": 0.995}, ["saturated"]),
+        ({"gen/disagreement": 0.0, "gen/saturation": 1.0}, ["agreement", "saturated"]),
+    ],
+)
+def test_symptoms_are_seen_in_a_line_of_the_log(changes, expected):
+    assert guard.symptoms(HEALTHY | changes) == expected
+
+
+def test_what_a_method_does_not_log_is_not_judged():
+    assert guard.symptoms({"clones/loss": 0.0}) == []
+
+
+def test_a_symptom_must_last_and_one_good_line_ends_it():
+    lines, seen = {}, []
+    for disagreement in (0, 0, 0.02, 0, 0, 0, 0, 0.02):
+        lines = guard.count(lines, HEALTHY | {"gen/disagreement": disagreement})
+        seen.append(guard.stuck(lines))
+    assert seen == [[], [], [], [], [], ["agreement"], ["agreement"], []]
+
+
+def config(name="digits_soft:smoke", **changes):
+    """A random victim, which gives all images one class, and whose clones soon agree on it."""
+    cell = studies.Cell("", name, tuple(changes.items()))
+    return cell.load(0)
+
+
+STUCK = {"query_budget": 240, "clones.learning_rate": 0.05}
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def stuck_at(workdir):
+    return {x["queries"]: x["guard/stuck"] for x in lines_of(workdir) if "guard/stuck" in x}
+
+
+def test_warnings_come_once_and_stop_saves_and_can_be_continued(tmp_path, capsys):
+    warned = train.train_and_evaluate(config(**STUCK), tmp_path / "warn")
+    found = stuck_at(tmp_path / "warn")
+    assert found[24] == "classes"
+    assert set(found.values()) == {"classes", "agreement"}, "the clones end in agreement"
+    assert list(found.values()).count("classes") == 1
+    out = capsys.readouterr().out
+    assert out.count("guard: the victim names hardly more than one class, after 24 queries") == 1
+
+    with pytest.raises(UserError, match=r"stuck: the victim names .* stops after 24 queries"):
+        train.train_and_evaluate(config(**STUCK, guard="stop"), tmp_path / "stop")
+    assert not (tmp_path / "stop/summary.json").exists()
+    continued = train.train_and_evaluate(config(**STUCK), tmp_path / "stop")
+    assert continued["clones_sha256"] == warned["clones_sha256"]
+    assert continued["queries"] == 240
+
+
+def test_a_restart_pays_nothing_twice_and_survives_a_kill(tmp_path, monkeypatch):
+    restart = config(**STUCK, guard="restart")
+    whole = train.train_and_evaluate(restart, tmp_path / "whole")
+    assert whole["queries"] == 240
+    assert list(stuck_at(tmp_path / "whole"))[:2] == [24, 48], "again after three more lines"
+    warned = train.train_and_evaluate(config(**STUCK), tmp_path / "warn")
+    assert whole["clones_sha256"] != warned["clones_sha256"]
+
+    calls = []
+
+    def crash(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 9:  # after the restart at 24 and a checkpoint that has it
+            raise MemoryError
+        return train_call(*args, **kwargs)
+
+    train_call, make = None, steps.make_train_call
+
+    def make_crashing(*args, **kwargs):
+        nonlocal train_call
+        train_call = make(*args, **kwargs)
+        return crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "make_train_call", make_crashing)
+        with pytest.raises(MemoryError):
+            train.train_and_evaluate(restart, tmp_path / "parts")
+    parts = train.train_and_evaluate(restart, tmp_path / "parts")
+    assert parts["clones_sha256"] == whole["clones_sha256"]
+    assert stuck_at(tmp_path / "parts") == stuck_at(tmp_path / "whole")
+
+
+def test_a_generator_that_has_run_away_is_saturated(tmp_path):
+    away = config(**{"generator.learning_rate": 100.0, "query_budget": 80})
+    train.train_and_evaluate(away, tmp_path)
+    assert any("saturated" in found for found in stuck_at(tmp_path).values())
+
+
+def test_a_run_that_learns_is_left_in_peace(tmp_path):
+    healthy = config(
+        query_budget=400,
+        victim=VictimConfig(weights="embedded:digits-lenet5.safetensors"),
+        **{"replay.size": 400, "generator.learning_rate": 1e-3},
+    )
+    train.train_and_evaluate(healthy, tmp_path)
+    assert not stuck_at(tmp_path)
+    for line in lines_of(tmp_path):
+        assert sum(line["victim/class_share"]) == pytest.approx(1)
+        assert 0 <= line["gen/saturation"] <= 1
+
+
+def test_answers_are_counted_by_class():
+    settings = tiny.config()
+    networks, tx, state = tiny.build(settings)
+    step = steps.make_train_step(settings, networks, tx, channels=3)
+    state, _ = jax.jit(step)(state, jax.tree_util.Partial(tiny.brightness))
+    answers = np.asarray(state.replay.answers[:6])
+    np.testing.assert_array_equal(state.answered, np.bincount(answers, minlength=tiny.NUM_CLASSES))
+
+
+@pytest.mark.parametrize("clones_too", [False, True])
+def test_a_restart_makes_networks_anew_and_keeps_what_was_paid_for(clones_too):
+    settings = tiny.config(clones=ClonesConfig(average_decay=0.5, learning_rate=0.1))
+    networks, tx, state = tiny.build(settings)
+    step = jax.jit(steps.make_train_step(settings, networks, tx, channels=3))
+    for _ in range(2):
+        state, _ = step(state, jax.tree_util.Partial(tiny.brightness))
+    found = steps.restart(networks, tx, state, clones_too=clones_too)
+    again = steps.restart(networks, tx, state, clones_too=clones_too)
+
+    def equal(one, other):
+        same = jax.tree.map(lambda x, y: bool((x == y).all()), one, other)
+        return all(jax.tree.leaves(same))
+
+    assert equal(found.generator, again.generator)
+    assert not equal(found.generator.params, state.generator.params)
+    assert equal(found.replay, state.replay)
+    assert (int(found.queries), int(found.round)) == (int(state.queries), 2)
+    assert equal(found.clones, state.clones) == (not clones_too)
+    assert equal(found.extra, found.clones) == clones_too
+    counts = [
+        [int(x) for x in jax.tree.leaves(s.generator_opt) if jnp.ndim(x) == 0]
+        for s in (found, state)
+    ]
+    assert counts[0] == counts[1] == [2] * len(counts[0])
+    step(found, jax.tree_util.Partial(tiny.brightness))
+
+
+def test_another_guard_may_continue_a_run_and_dfms_cannot_restart():
+    before = json.loads(json.dumps(to_dict(config(guard="stop"))))
+    plan.refuse_other_config(before, config(guard="restart"), ROOT, extend=False)
+    dfms = config("digits_dfms:smoke", guard="restart")
+    with pytest.raises(UserError, match=r"guard is 'restart'; dfms"):
+        steps.stages(dfms)
+
+
+def test_the_kept_runs_were_never_stuck():
+    logs = list((ROOT / "results").glob("**/metrics.jsonl"))
+    assert logs
+    for path in logs:
+        on_end = {}
+        for line in map(json.loads, path.read_text().splitlines()):
+            on_end = guard.count(on_end, HEALTHY | line)
+            assert not guard.stuck(on_end), path

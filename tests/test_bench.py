@@ -1,0 +1,227 @@
+"""The benchmarks run, say what they promise to say, and count right."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, load_script
+
+bench = load_script("bench")
+
+SMOKE = f"--config={ROOT / 'configs/digits_hard.py'}:smoke"
+TIMES = {"case", "median_seconds", "p10_seconds", "p90_seconds", "turns"}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs a command line; returns status, output, errors and what the JSON holds."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, config: str = SMOKE) -> tuple[int, str, str, dict | None]:
+        argv = ["bench.py", config, "--json=out/found.json", "--seconds=0", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_:
+            bench.run()
+        path = tmp_path / "out/found.json"
+        text = path.read_text() if path.exists() else ""
+        return exit_.value.code or 0, *capsys.readouterr(), json.loads(text) if text else None
+
+    return run
+
+
+def cases(found: dict) -> dict[str, dict]:
+    rows = {row["case"]: row for row in found["results"]}
+    for row in rows.values():
+        assert row.keys() >= TIMES
+        assert 0 < row["p10_seconds"] <= row["median_seconds"] <= row["p90_seconds"]
+        assert row["turns"] >= bench.MIN_TURNS
+    return rows
+
+
+@pytest.mark.slow
+def test_clone_step_compares_three_ways_and_says_where_it_ran(run):
+    status, out, err, found = run("--suite=clone_step")
+    assert status == 0, err
+    rows = cases(found)
+    assert [*rows] == ["clones_vmapped", "clones_separate", "clones_grouped"]
+    assert rows["clones_separate"]["ratio_to_separate"] == 1
+    assert len({row["flops"] for row in rows.values()}) == 1
+    for row in rows.values():
+        np.testing.assert_allclose(
+            row["ratio_to_separate"],
+            row["median_seconds"] / rows["clones_separate"]["median_seconds"],
+        )
+        assert row["case"] in out
+    assert found["hardware"].keys() >= {"device_kind", "cpu", "cores"}
+    assert found["versions"]["jax"] == jax.__version__
+    assert "--suite=clone_step" in found["command"]
+
+
+def test_clone_steps_differ_in_their_convolutions_and_not_in_what_they_find():
+    config = load_script(ROOT / "configs/digits_hard.py").get_config("smoke")
+    _, _, info = bench.make_networks(config)
+    batch = bench.make_batch(config, info)
+    found, groups = {}, {}
+    for name, (step, state) in bench.make_clone_steps(config).items():
+        groups[name] = "group_count=2" in str(step.trace(state, *batch).jaxpr)
+        state, metrics = step(state, *batch)
+        kernels = state.clones.params
+        kernels = jnp.stack(
+            [k["fc2"]["kernel"] for k in kernels]
+            if isinstance(kernels, tuple)
+            else list(kernels["fc2"]["kernel"])
+        )
+        found[name] = metrics["clones/loss"], kernels
+    assert groups == {"clones_vmapped": False, "clones_separate": False, "clones_grouped": True}
+    for name in ("clones_vmapped", "clones_grouped"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            found[name],
+            found["clones_separate"],
+        )
+
+
+@pytest.mark.slow
+def test_round_has_its_parts_and_grows_with_what_is_varied(run):
+    cache = jax.config.jax_compilation_cache_dir
+    status, out, err, found = run("--suite=round", "--sweep", "--vary=replay.batches=0")
+    assert status == 0, err
+    rows = cases(found)
+    parts = {"generator_step", "victim", "clone_steps", "replay"}
+    parts |= {"evaluation", "checkpoint", "host"}
+    assert rows.keys() == parts | {"round", "matmul", "round,replay.batches=0"}
+    assert all(rows[part]["share"] > 0 for part in parts)
+    whole, varied = rows["round"], rows["round,replay.batches=0"]
+    assert whole["flops"] > varied["flops"] > whole["flops"] / 2
+    assert whole["share_of_matmul_peak"] > 0
+    assert whole["queries_per_second"] == pytest.approx(8 / whole["median_seconds"])
+    assert whole["queries_per_second_overall"] < whole["queries_per_second"]
+    assert whole["compile_cold_seconds"] > 0 < whole["compile_warm_seconds"]
+    assert whole["peak_memory_bytes"] > 2**20
+    assert rows["evaluation"]["every_rounds"] == rows["checkpoint"]["every_rounds"] == 2
+    assert "the victim, a lenet5, are random" in out
+    assert jax.config.jax_compilation_cache_dir == cache
+
+
+def test_replay_is_measured_at_each_size_that_fits(run, monkeypatch):
+    monkeypatch.setattr(bench, "free_memory", lambda: 2 * 100_000)  # float32: 4 kB an image
+    status, out, err, found = run("--suite=replay", "--sizes=20,60")
+    assert status == 0, err
+    assert [*cases(found)] == [
+        f"{what}/{buffer}"
+        for buffer in ("uint8/20", "uint8/60", "float32/20")
+        for what in ("insert", "sample", "permutation")
+    ]
+    assert "float32/60 is left out" in out
+    assert found["notes"] == [line[1:-1] for line in out.splitlines() if line.startswith("(")]
+
+
+def test_checkpoint_measures_a_smaller_buffer_where_memory_is_short(run, monkeypatch):
+    needed = 200 * (32 * 32 * 4 + 4)
+    monkeypatch.setattr(bench, "free_memory", lambda: 2 * needed)
+    status, out, err, found = run(
+        "--suite=checkpoint",
+        "--sizes=20,200",
+        "--config.checkpoint_every_queries=100",
+        "--queries_per_second=1000",
+    )
+    assert status == 0, err
+    rows = cases(found)
+    assert [*rows] == ["checkpoint/uint8/200", "checkpoint/float32/200"]
+    small, scaled = rows.values()
+    assert (small["images"], small["images_written"]) == (200, 100)
+    assert small["scaled_seconds"] == small["median_seconds"]
+    assert small["seconds_between_checkpoints"] == 0.1
+    # A buffer and half of it do not fit, those of half the size do.
+    assert (scaled["images"], scaled["images_written"]) == (100, 50)
+    assert scaled["scaled_seconds"] == 2 * scaled["median_seconds"]
+    assert "1/2 of the images" in out
+    images = 50 * 32 * 32 * 4
+    assert images < scaled["bytes_written"] < 10 * images
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--suite is missing"),
+        (("--suite=everything",), "suite"),
+        (("--suite=replay", "--sizes=many"), "'many' must be a whole number"),
+        (("--suite=round", "--sweep", "--vary=no_such_key=1"), "'no_such_key=1'"),
+        (("--suite=round", "--sweep", "--vary=batch_size=1"), "config.batch_size is 1"),
+        (("--suite=replay", "--config.num_clones=0"), "config.num_clones is 0"),
+        (("--suite=replay", "--json=/dev/null/found.json"), "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_message(run, arguments, message):
+    status, _, err, _ = run(*arguments)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def conv(x, k, stride=1, groups=1):
+    return jax.lax.conv_general_dilated(
+        x,
+        k,
+        (stride, stride),
+        [(1, 1), (1, 1)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+X = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+K = jax.ShapeDtypeStruct((3, 3, 3, 5), jnp.float32)
+W = jax.ShapeDtypeStruct((4 * 4 * 5, 7), jnp.float32)
+CONV = 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)  # of stride 2: each output is a sum of 27 products
+DENSE = 2 * (2 * 7) * 80
+
+
+def network(x, k, w):
+    return jnp.tanh(conv(x, k, stride=2)).reshape(2, -1) @ w
+
+
+def test_flops_of_a_small_network_are_those_counted_by_hand():
+    assert bench.flops_of(network, X, K, W) == CONV + DENSE == 8640 + 2240
+
+
+def test_flops_of_gradients_count_each_operand_that_is_asked_for():
+    def gradient(*argnums):
+        return jax.grad(lambda *args: network(*args).sum(), argnums)
+
+    # The output's gradient is asked for by none; that of the dense layer's input by k and x.
+    assert bench.flops_of(gradient(0, 1, 2), X, K, W) == 3 * CONV + 3 * DENSE - DENSE
+    assert bench.flops_of(gradient(1), X, K, W) == 2 * CONV + DENSE
+
+
+def test_flops_in_loops_branches_calls_and_groups():
+    def scanned(x, k, w):
+        def body(carry, _):
+            return carry + network(x, k, w).sum(), None
+
+        return jax.lax.scan(body, 0.0, length=6)[0]
+
+    assert bench.flops_of(scanned, X, K, W) == 6 * (CONV + DENSE)
+
+    def branching(x, k, w):
+        return jax.lax.cond(x.sum() > 0, lambda: network(x, k, w), lambda: jnp.zeros((2, 7)))
+
+    assert bench.flops_of(jax.jit(branching), X, K, W) == CONV + DENSE
+    assert bench.flops_of(jax.vmap(network, (0, None, None)), batched(X, 3), K, W) == 3 * (
+        CONV + DENSE
+    )
+    x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+    k = jax.ShapeDtypeStruct((3, 3, 2, 6), jnp.float32)
+    grouped = bench.flops_of(lambda x, k: conv(x, k, groups=2), x, k)
+    assert grouped == 2 * (2 * 8 * 8 * 6) * (3 * 3 * 2)
+
+
+def batched(x, num):
+    return jax.ShapeDtypeStruct((num, *x.shape), x.dtype)
+
+
+def test_what_nobody_asks_for_is_not_counted():
+    assert bench.flops_of(lambda x, k, w: (network(x, k, w), x.sum())[1], X, K, W) == 0

@@ -27,6 +27,7 @@ HARMLESS = {
     "data_dir",
     "guard",  # what is done from now on
     "log_every_queries",
+    "output",
     "rounds_per_call",
     "victim.made_by",
 }
@@ -194,10 +195,12 @@ def refuse_other_config(
     now = _flat(json.loads(json.dumps(to_dict(config))))
     # Keys that came later had their defaults.
     before = _flat_defaults(type(config)) | _flat(started_with)
+    # What the guard makes anew depends on the lines it has seen.
+    harmless = HARMLESS - {"log_every_queries"} if now.get("guard") == "restart" else HARMLESS
     changed = {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in HARMLESS
+        if before.get(key) != now.get(key) and key not in harmless
     }
     if "query_budget" in changed and changed["query_budget"][1] > changed["query_budget"][0]:
         if extend:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import pathlib
 import signal
 import time
@@ -331,7 +330,7 @@ def make_sample(run: plan.Run) -> Callable[[TrainState], np.ndarray]:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT append themselves to, so that a round can be finished.
+    """A list that SIGTERM and SIGINT append themselves to, so that a call can be finished.
 
     After the first one signals do again what they always do: a second one stops at once.
     """
@@ -343,7 +342,7 @@ def stop_requests() -> Iterator[list[int]]:
         received.append(signum)
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
-        print("\nStopping after this round; once more stops at once.", flush=True)
+        print("\nStopping once this is saved; once more stops at once.", flush=True)
 
     try:
         before = {each: signal.signal(each, on_signal) for each in signals}
@@ -421,9 +420,9 @@ def report(summary: dict[str, Any]) -> str:
     """The end of a run in four lines."""
     clones = ", ".join(f"{a:.4f}" for a in summary["clone_accuracy"])
     victim_accuracy, soft_vote = summary["victim_accuracy"], summary["soft_vote_accuracy"]
-    share = soft_vote / victim_accuracy if victim_accuracy else math.nan
+    share = f"{soft_vote / victim_accuracy:.1%} of " if victim_accuracy else ""
     return (
-        f"soft vote  {soft_vote:.4f}, {share:.1%} of the victim's {victim_accuracy:.4f} "
+        f"soft vote  {soft_vote:.4f}, {share}the victim's {victim_accuracy:.4f} "
         f"(clones {clones}; maximum {summary['max_soft_vote_accuracy']:.4f})\n"
         f"fidelity   {summary['fidelity']:.4f}\n"
         f"queries    {summary['queries']:,} of {summary['query_budget']:,}, "

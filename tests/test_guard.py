@@ -177,6 +177,9 @@ def test_a_restart_makes_networks_anew_and_keeps_what_was_paid_for(clones_too):
 def test_another_guard_may_continue_a_run_and_dfms_cannot_restart():
     before = json.loads(json.dumps(to_dict(config(guard="stop"))))
     plan.refuse_other_config(before, config(guard="restart"), ROOT, extend=False)
+    seldom = config(guard="restart", log_every_queries=16)
+    with pytest.raises(UserError, match=r"config\.log_every_queries: 8, now 16"):
+        plan.refuse_other_config(before, seldom, ROOT, extend=False)
     dfms = config("digits_dfms:smoke", guard="restart")
     with pytest.raises(UserError, match=r"guard is 'restart'; dfms"):
         steps.stages(dfms)

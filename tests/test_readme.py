@@ -24,6 +24,20 @@ def test_every_file_and_command_it_names_is_there():
         assert list((ROOT / "disguide_jax").rglob(name)), name
 
 
+def test_its_tables_are_those_that_the_studies_wrote():
+    tables = re.findall(r"<!-- (results/\S+\.md) -->\n\n((?:\|.*\n)*)", README)
+    assert len(tables) >= 9
+    for path, table in tables:
+        assert table == (ROOT / path).read_text(), path
+
+
+def test_every_picture_it_shows_is_there():
+    pictures = re.findall(r"!\[.+?\]\((\S+)\)", README)
+    assert len(pictures) >= 5
+    for path in pictures:
+        assert (ROOT / path).is_file(), path
+
+
 def test_the_digits_rows_are_those_of_the_kept_summaries():
     rows = re.findall(
         r"^\| `(digits_\w+)` \| (\w+) \| ([\d,]+) \| (.*?) \| (.*?) \|$", README, re.M

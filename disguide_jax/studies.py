@@ -85,7 +85,7 @@ class Result(NamedTuple):
     def queries_to(self, accuracy: float) -> float | None:
         """Queries after which the soft vote first had this accuracy; None if it never had.
 
-        Interpolated linearly between evaluations, from chance at no queries.
+        Interpolated linearly between evaluations, from 0 at no queries.
         """
         queries, values = self.curve()
         reached = np.flatnonzero(values >= accuracy)

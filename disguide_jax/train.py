@@ -146,25 +146,11 @@ def play(
         functools.partial(steps.restart, run.networks, run.tx), static_argnames="clones_too"
     )
 
+    overview = Overview(workdir, evaluate.victim_accuracy(run.test_set))
     round_ = int(state.round)
-    start = clock = time.perf_counter()
-    clock_queries = spent = steps.queries_after(run.stages, round_)
-    spent_before = progress.wall_seconds
+    spent = steps.queries_after(run.stages, round_)
+    clock = Clock(progress.wall_seconds, spent)
     under_way: list[tuple[int, Any]] = []  # round before the call, what it returned
-
-    def save() -> None:
-        progress.wall_seconds = spent_before + time.perf_counter() - start
-        progress.log_bytes = log.num_bytes
-        saved.save(state, dataclasses.asdict(progress))
-
-    drawn = start
-
-    def draw(*, at_once: bool) -> None:
-        nonlocal drawn
-        if at_once or time.perf_counter() - drawn > SECONDS_BETWEEN_PICTURES:
-            accuracy = evaluate.victim_accuracy(run.test_set)
-            pictures.save_overview(workdir, victim_accuracy=accuracy)
-            drawn = time.perf_counter()
 
     log = writers.MetricsLog(workdir, num_bytes=progress.log_bytes, queries=spent)
     shown = writers.Progress(total=run.queries, done=spent)
@@ -196,31 +182,20 @@ def play(
                         f"round {round_}: the victim was sent {int(state.queries):,} images, but "
                         f"{config.method} states {spent:,}"
                     )
+            stuck: list[str] = []
             if "log" in due:
-                line |= {name: s / progress.summed_rounds for name, s in progress.sums.items()}
+                line |= averages_line(progress)
                 line |= answers_line(progress, jax.device_get(state.answered))
                 line["gen/saturation"] = float((np.abs(sample(state)) > guard.SATURATED).mean())
                 line |= steps.report(config, state)
-                progress.sums, progress.summed_rounds = {}, 0
-                now = time.perf_counter()
-                rate = (spent - clock_queries) / (now - clock)
-                line["time/queries_per_second"] = rate
-                line["time/wall_seconds"] = spent_before + now - start
-                clock, clock_queries = now, spent
+                line |= clock.line(spent)
+                stuck = judge(config, progress, line)
             if "evaluate" in due:
                 scores = score(steps.result(config, state), run.test_set)
                 line |= scores_line(scores)
                 note_scores(progress, scores, spent)
                 (workdir / "samples").mkdir(exist_ok=True)
                 pictures.save_image_grid(workdir / "samples" / f"{spent:09}.png", sample(state))
-            stuck = []
-            if "log" in due:
-                progress.symptoms = guard.count(progress.symptoms, line)
-                stuck = guard.stuck(progress.symptoms)
-                if config.guard == "warn":  # once while it lasts
-                    stuck = [name for name in stuck if progress.symptoms[name] == guard.PATIENCE]
-            if stuck:
-                line["guard/stuck"] = ", ".join(stuck)
             if line:
                 if len(run.stages) > 1:
                     line = {
@@ -231,15 +206,16 @@ def play(
                 log.write(spent, line)
                 shown.report(spent, line)
             if stuck:
-                print(f"guard: {guard.explain(stuck)}, after {spent:,} queries", flush=True)
+                shown.say(f"guard: {guard.explain(stuck)}, after {spent:,} queries")
             if stuck and config.guard == "restart":
                 state = start_again(state, clones_too="agreement" in stuck)
                 progress.symptoms = {}
-            stuck_for_good = bool(stuck) and config.guard == "stop"
-            if "checkpoint" in due or stop or stuck_for_good:
-                save()
-                draw(at_once=finished)
-            if stuck_for_good and not finished:
+            give_up = bool(stuck) and config.guard == "stop" and not finished
+            if "checkpoint" in due or stop or give_up:
+                progress.wall_seconds, progress.log_bytes = clock.wall_seconds(), log.num_bytes
+                saved.save(state, dataclasses.asdict(progress))
+                overview.draw(at_once=finished)
+            if give_up:
                 saved.wait()
                 raise UserError(
                     f"the run is stuck: {guard.explain(stuck)}. It stops after {spent:,} queries, "
@@ -251,6 +227,40 @@ def play(
                 raise Stopped(stop[0], spent)
     saved.wait()
     return state, progress
+
+
+class Clock:
+    """The seconds a run has taken, with those before a restart, and its speed."""
+
+    def __init__(self, seconds_before: float, queries: int):
+        self._start = time.perf_counter() - seconds_before
+        self._last = time.perf_counter(), queries
+
+    def wall_seconds(self) -> float:
+        """Since the run began, without the time it was not running."""
+        return time.perf_counter() - self._start
+
+    def line(self, queries: int) -> dict[str, float]:
+        """What the log says of time; the speed is that since the line before."""
+        (then, queries_then), self._last = self._last, (time.perf_counter(), queries)
+        return {
+            "time/queries_per_second": (queries - queries_then) / (self._last[0] - then),
+            "time/wall_seconds": self.wall_seconds(),
+        }
+
+
+class Overview:
+    """Draws WORKDIR/overview.png, not at every checkpoint: it takes half a second."""
+
+    def __init__(self, workdir: pathlib.Path, victim_accuracy: float):
+        self._workdir, self._victim_accuracy = workdir, victim_accuracy
+        self._drawn = time.perf_counter()
+
+    def draw(self, *, at_once: bool) -> None:
+        """If asked to at once, or the last one is SECONDS_BETWEEN_PICTURES old."""
+        if at_once or time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
+            pictures.save_overview(self._workdir, victim_accuracy=self._victim_accuracy)
+            self._drawn = time.perf_counter()
 
 
 def event_intervals(config: Config, stage: Stage) -> dict[str, int]:
@@ -279,6 +289,24 @@ def absorb(progress: Progress, round_before: int, returned: list) -> None:
             )
         progress.sums[name] = progress.sums.get(name, 0.0) + float(value)
     progress.summed_rounds += int(played)
+
+
+def averages_line(progress: Progress) -> dict[str, Any]:
+    """The metrics' averages over the rounds since the last line of the log."""
+    averages = {name: s / progress.summed_rounds for name, s in progress.sums.items()}
+    progress.sums, progress.summed_rounds = {}, 0
+    return averages
+
+
+def judge(config: Config, progress: Progress, line: dict[str, Any]) -> list[str]:
+    """The symptoms of a run that is stuck, which the line then names; see guard.py."""
+    progress.symptoms = guard.count(progress.symptoms, line)
+    stuck = guard.stuck(progress.symptoms)
+    if config.guard == "warn":  # once while it lasts
+        stuck = [name for name in stuck if progress.symptoms[name] == guard.PATIENCE]
+    if stuck:
+        line["guard/stuck"] = ", ".join(stuck)
+    return stuck
 
 
 def answers_line(progress: Progress, answered: np.ndarray) -> dict[str, Any]:

@@ -103,6 +103,11 @@ class Progress:
             parts += [f"{rate:,.0f} queries/s", f"{left} left"]
         print(*parts, *said, sep=", ", flush=True)
 
+    def say(self, message: str) -> None:
+        """A line above the bar."""
+        self._bar.write(message)
+        sys.stdout.flush()
+
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.close()

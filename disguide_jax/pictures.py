@@ -61,7 +61,7 @@ def draw_accuracy(axes: Any, lines: Sequence[dict], victim_accuracy: float) -> N
     axes.set(title="accuracy on the test images", ylim=(0, 1.04))
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False)
 
 
 def draw_samples(axes: Any, paths: Sequence[pathlib.Path]) -> None:
@@ -71,17 +71,22 @@ def draw_samples(axes: Any, paths: Sequence[pathlib.Path]) -> None:
     if not paths:
         return
     picked = np.unique(np.linspace(0, len(paths) - 1, MAX_TIMES).round().astype(int))
-    columns = [first_tiles(paths[i]) for i in picked]
+    columns = [some_tiles(paths[i]) for i in picked]
     axes.imshow(np.concatenate(columns, axis=1), interpolation="nearest")
     names = [short_number(int(paths[i].stem)) for i in picked]
     axes.set_xticks([TILE * (i + 0.5) for i in range(len(picked))], names)
     axes.set_xlabel("queries")
 
 
-def first_tiles(path: pathlib.Path) -> np.ndarray:
-    """The first images of a grid's first column, one below the other, [H, TILE, 3]."""
+def some_tiles(path: pathlib.Path) -> np.ndarray:
+    """The first images of a grid's diagonal, one below the other, [H, TILE, 3].
+
+    Those of a column would all be gray where every eighth image is.
+    """
     with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))[: NUM_LATENTS * TILE, :TILE]
+        grid = np.asarray(image.convert("RGB"))
+    places = [slice(i * TILE, (i + 1) * TILE) for i in range(NUM_LATENTS)]
+    return np.concatenate([grid[place, place] for place in places if place.stop <= len(grid)])
 
 
 def draw_classes(axes: Any, lines: Sequence[dict]) -> None:
@@ -134,7 +139,8 @@ def queries_formatter() -> matplotlib.ticker.Formatter:
 
 
 def short_number(x: float) -> str:
-    """1,200 as 1.2k and 8,000,000 as 8M."""
+    """Three digits: 1,200 as 1.2k, 29,984 as 30k and 8,000,000 as 8M."""
+    x = float(f"{x:.3g}")
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if x >= size:
             return f"{x / size:g}{unit}"

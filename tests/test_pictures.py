@@ -63,6 +63,17 @@ def test_a_run_that_has_hardly_begun_can_be_drawn(tmp_path, num_lines):
     assert (tmp_path / "overview.png").exists()
 
 
+def test_the_images_picked_are_not_all_gray(tmp_path):
+    images = np.arange(64)[:, None, None, None] / 64 * np.ones((64, 32, 32, 3))
+    images[::8] = -1
+    pictures.save_image_grid(tmp_path / "grid.png", images)
+    picked = pictures.some_tiles(tmp_path / "grid.png").reshape(5, 34, 34, 3)[:, 17, 17, 0]
+    expected = np.round((images[[0, 9, 18, 27, 36], 0, 0, 0] + 1) * 127.5)
+    np.testing.assert_array_equal(picked, expected)
+    pictures.save_image_grid(tmp_path / "grid.png", images[:5])  # two rows of three
+    assert pictures.some_tiles(tmp_path / "grid.png").shape == (68, 34, 3)
+
+
 def test_metrics_that_a_method_does_not_have_are_left_out(tmp_path):
     pictures.save_overview(workdir_after(tmp_path, 4, 10, metrics=()), victim_accuracy=0.95)
     assert (tmp_path / "overview.png").exists()
@@ -76,7 +87,8 @@ def test_series_are_the_lines_that_have_the_metric():
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0, "0"), (999, "999"), (1200, "1.2k"), (8_000_000, "8M")]
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1200, "1.2k"), (29_984, "30k"), (999_999, "1M"), (8_000_000, "8M")],
 )
 def test_numbers_of_queries_are_written_short(number, text):
     assert pictures.short_number(number) == text

@@ -110,6 +110,11 @@ def describe(name: str, data_dir: str = "") -> Info:
     return Info(len(classes["classes"]), channels, (0.5,) * channels, (0.5,) * channels)
 
 
+def num_train_images(name: str) -> int:
+    """Of a data set in the table above."""
+    return _KNOWN[name].num_train
+
+
 def load(name: str, split: str, data_dir: str = "") -> Split:
     """The images and labels of a split: all of them, in the order of their source, or none.
 

@@ -78,7 +78,7 @@ def build(config: Config) -> Run:
         hard_labels=config.labels == "hard",
         knows_transform=config.victim.input_space == "post-transform",
     )
-    networks, tx, template = _make_trained(config, info, net_dtype)
+    networks, tx, template = make_trained(config, info, net_dtype)
     on_cpu = jax.default_backend() == "cpu"
     return Run(
         config=config,
@@ -94,7 +94,7 @@ def build(config: Config) -> Run:
     )
 
 
-def _make_trained(
+def make_trained(
     config: Config, info: data.Info, dtype: Any
 ) -> tuple[Networks, Optimizers, TrainState]:
     """What is trained, and the shapes of the state."""
@@ -108,7 +108,7 @@ def _make_trained(
 def say_needs(config: Config) -> str:
     """What a run needs of the machine, known without victim and images."""
     info = data.describe(config.dataset, config.data_dir)
-    template = _make_trained(config, info, None)[2]
+    template = make_trained(config, info, None)[2]
     return (
         f"{_size(_num_bytes(template))} on the device and what its rounds take, "
         f"{_size(_bytes_on_disk(config, template))} of disk"

@@ -7,6 +7,7 @@ RESULTS/<family>/<cell>/seed<N>/, and everything shown is computed from these fi
 import concurrent.futures
 import contextlib
 import csv
+import functools
 import importlib.util
 import json
 import pathlib
@@ -23,11 +24,20 @@ import matplotlib.figure
 import numpy as np
 import scipy.stats
 
-from disguide_jax import pictures, plan
-from disguide_jax.config import Config
+from disguide_jax import cost, pictures, plan
+from disguide_jax.config import Config, validate
 from disguide_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def load_config(name: str) -> Any:
+    """What configs/NAME.py returns; of "NAME:VARIANT" that variant."""
+    file, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
 
 
 class Cell(NamedTuple):
@@ -58,11 +68,7 @@ class Cell(NamedTuple):
 
     def load(self, seed: int) -> Config:
         """The configuration of one run, without running it."""
-        file, _, variant = self.config.partition(":")
-        spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config(variant)
+        config = load_config(self.config)
         for key, value in (*self.overrides, ("seed", seed)):
             *path, last = key.split(".")
             place = config
@@ -195,10 +201,8 @@ def _command(cell: Cell, seed: int, workdirs: pathlib.Path, extra: Sequence[str]
 
 
 def _estimate(results: pathlib.Path, left: Sequence[tuple[Cell, int]]) -> str:
-    """How long the rest will take, as far as runs of the same configuration file tell."""
-    if not left:
-        return ""
-    known, unknown = 0.0, 0
+    """How long the rest will take, by runs of the same configuration file or by its FLOPs."""
+    known, least, num_new = 0.0, 0.0, 0
     for cell, seed in left:
         rates = []  # seconds a query
         for path in results.glob(f"*/{cell.config.replace(':', '-')}*/seed*/summary.json"):
@@ -206,11 +210,25 @@ def _estimate(results: pathlib.Path, left: Sequence[tuple[Cell, int]]) -> str:
                 summary = json.loads(path.read_text())
                 rates.append(summary["wall_seconds"] / summary["queries"])
         if rates:
-            known += float(np.median(rates)) * cell.load(seed).query_budget
+            known += float(np.median(rates)) * cell.load(seed).query_budget / 3600
         else:
-            unknown += 1
-    estimate = f"; the rest takes about {known / 3600:.1f} h one after the other" if known else ""
-    return estimate + (f"; of {unknown} it is not known how long they take" if unknown else "")
+            with contextlib.suppress(UserError):  # its run will say what is wrong
+                least += _least_hours(cell)
+                num_new += 1
+    estimate = f"; the rest takes about {known:.1f} h one after the other" if known else ""
+    if num_new:
+        estimate += (
+            f"; {num_new} of a kind that has not run yet take at least {least:.2g} h: their "
+            "FLOPs, as fast as matrix products are on this machine"
+        )
+    return estimate
+
+
+@functools.cache
+def _least_hours(cell: Cell) -> float:
+    config = cell.load(0)
+    validate(config)
+    return cost.least_hours(cost.extraction_flops(config), config.precision)
 
 
 def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:

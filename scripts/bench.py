@@ -32,16 +32,15 @@ from typing import Any
 from unittest import mock
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
-from jax.interpreters import partial_eval
 
 from disguide_jax import (
     checkpoint,
     cli,
+    cost,
     data,
     evaluate,
     models,
@@ -80,7 +79,6 @@ SWEEP = [
 SIZES = ["50000", "250000", "1000000"]
 MIN_TURNS = 3
 NUM_SAVES = 3
-MATMULS = 4  # in a row
 GOAL = 11_500.0  # queries/s
 SHARE_OF_FREE = 0.5  # of memory and disk, that a buffer and the copies of it may take
 NUM_NOISE, NOISE_BATCH = 10_000, 500  # test images where they are noise, as many as CIFAR has
@@ -206,41 +204,6 @@ def make_row(case: str, seconds: Any, **more: Any) -> Row:
     return {"case": case, **times, "turns": len(seconds), **more}
 
 
-def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
-    """Floating point operations of all convolutions and matrix products.
-
-    A multiplication and its addition are two. Counted from shapes: bodies of scans as often as
-    they run, the costlier branch of a conditional, bodies of while loops once (theirs is not in
-    the shapes; no network runs in one), zeros of the padding, but not those that a convolution
-    puts between its input's pixels, as the gradients of strides do.
-    """
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
-
-
-def _equation_flops(equation: jax.extend.core.JaxprEqn) -> int:
-    params = equation.params
-    if equation.primitive.name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        products = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
-        outputs = math.prod(equation.outvars[0].aval.shape)
-        return 2 * outputs * products // math.prod(params["lhs_dilation"])
-    if equation.primitive.name == "dot_general":
-        (summed, _), _ = params["dimension_numbers"]
-        products = math.prod(equation.invars[0].aval.shape[axis] for axis in summed)
-        return 2 * math.prod(equation.outvars[0].aval.shape) * products
-    inner = [count_flops(jaxpr) for jaxpr in jax.extend.core.jaxprs_in_params(params)]
-    if equation.primitive.name == "cond":
-        return max(inner)
-    return sum(inner) * (params["length"] if equation.primitive.name == "scan" else 1)
-
-
-def flops_of(function: Callable, *arguments: Any) -> int:
-    """`count_flops` of what one call needs; the arguments may be shapes."""
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return count_flops(needed)
-
-
 def make_networks(config: Config) -> tuple[Networks, Optimizers, data.Info]:
     """What is trained, in the configured precision, without a victim or images."""
     info = data.describe(config.dataset, config.data_dir)
@@ -287,7 +250,9 @@ def bench_clone_step(config: Config, seconds: float) -> Iterator[Row]:
     _, _, info = make_networks(config)
     batch = make_batch(config, info)
     clone_steps = make_clone_steps(config)
-    flops = {name: flops_of(step, state, *batch) for name, (step, state) in clone_steps.items()}
+    flops = {
+        name: cost.flops_of(step, state, *batch) for name, (step, state) in clone_steps.items()
+    }
 
     def make_case(step: Callable, state: TrainState) -> Callable[[], Any]:
         def case() -> Any:
@@ -387,7 +352,8 @@ def bench_round(config: Config, seconds: float, vary: Sequence[str], say: Say) -
     playing = Playing(run, call)
     playing.play()
     memory = peak_memory()
-    cases = {"round": playing.play, "matmul": make_matmul(run.dtype)}
+    matmul, matmul_flops = cost.make_matmul(run.dtype)
+    cases = {"round": playing.play, "matmul": matmul}
     if config.method == "disguide":
         cases |= playing.parts()
     else:
@@ -407,8 +373,8 @@ def bench_round(config: Config, seconds: float, vary: Sequence[str], say: Say) -
 
     medians = {name: float(np.median(turns)) for name, turns in times.items()}
     total = medians["round"] + medians["evaluation"] + medians["checkpoint"]
-    flops = flops_of(make_step(run), run.template, run.victim)
-    peak = MATMULS * 2 * matmul_size() ** 3 / float(times["matmul"].min())
+    flops = cost.flops_of(make_step(run), run.template, run.victim)
+    peak = matmul_flops / float(times["matmul"].min())
     sent = run.stages[-1].queries_per_round
     more = {
         "round": {
@@ -603,26 +569,6 @@ def peak_memory() -> dict[str, Any]:
     return {"peak_memory_bytes": peak, "peak_memory_of": "process"}
 
 
-def make_matmul(dtype: jnp.dtype) -> Callable[[], Array]:
-    """`MATMULS` products of square matrices, one after the other."""
-    a, b = (
-        jax.random.normal(jax.random.key(i), (matmul_size(),) * 2).astype(dtype) for i in range(2)
-    )
-
-    @jax.jit
-    def products(a: Array, b: Array) -> Array:
-        for _ in range(MATMULS):
-            a = a @ b
-        return a
-
-    return lambda: products(a, b)
-
-
-def matmul_size() -> int:
-    """Rows and columns, enough for the backend's best speed."""
-    return 1024 if jax.default_backend() == "cpu" else 8192
-
-
 def parse_variations(config: Config, text: str) -> list[tuple[str, int]]:
     """KEY=VALUE,VALUE,... as pairs of key and value.
 
@@ -671,7 +617,7 @@ def bench_variation(run: plan.Run, config: Config, seconds: float, **varied: Any
     case = "round," + "=".join(str(value) for value in varied.values())
     turns = take_turns({case: playing.play}, seconds)[case] / rounds_in_call(run)
     median = float(np.median(turns))
-    flops = flops_of(make_step(run), shapes, run.victim)
+    flops = cost.flops_of(make_step(run), shapes, run.victim)
     return make_row(
         case,
         turns,

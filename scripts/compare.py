@@ -11,6 +11,8 @@ import argparse
 import pathlib
 import sys
 
+import jax
+
 from disguide_jax import studies
 from disguide_jax.errors import UserError
 
@@ -97,6 +99,7 @@ def make_row(cell: studies.Cell, results: list[studies.Result]) -> list[str]:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is for the runs
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

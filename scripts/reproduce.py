@@ -23,9 +23,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import matplotlib.ticker
 
-from disguide_jax import convert, pictures, plan, studies
+from disguide_jax import convert, cost, pictures, plan, studies
 from disguide_jax.errors import UserError
 from disguide_jax.studies import Cell, Result
 
@@ -496,9 +497,15 @@ def prepare_victims(victims: dict[str, str], *, data_dir: str, dry_run: bool) ->
     """
     for weights, made_by in victims.items():
         _, script, option, config = shlex.split(made_by)
+        training = studies.load_config(pathlib.Path(config).name.replace(".py", ""))
         options = [f"--config.data_dir={data_dir}"] if data_dir else []
         if not pathlib.Path(weights).exists():
             print(shlex.join(["python", script, option, config, *options]), flush=True)
+            if not dry_run:
+                hours = cost.least_hours(cost.training_flops(training), training.precision)
+                print(
+                    f"It takes at least {hours:.2g} h: its FLOPs, as matrix products.", flush=True
+                )
             script, config = str(studies.ROOT / script), str(studies.ROOT / config)
             command = [sys.executable, script, option, config, *options]
             if not dry_run and subprocess.run(command, check=False).returncode:
@@ -561,6 +568,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is for the runs
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

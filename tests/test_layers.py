@@ -11,6 +11,7 @@ LAYERS = [
     {"main"},
     {"cli"},
     {"studies"},
+    {"cost"},
     {"victim_training"},
     {"train"},
     {"plan"},

@@ -69,6 +69,24 @@ def test_only_what_has_not_finished_is_run(tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_the_time_that_is_left_is_told_by_earlier_runs_or_by_flops(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(studies, "_command", lambda *_: ["false"])
+    monkeypatch.setattr(studies.cost, "extraction_flops", lambda config: config.query_budget)
+    monkeypatch.setattr(studies.cost, "least_hours", lambda flops, _: flops / 12_000)
+    known, new = Cell("digits", "digits_soft"), Cell("digits", "digits_maze")
+    result = write_result(tmp_path / "results", known, 0)
+    summary = json.loads((result / "summary.json").read_text())
+    summary |= {"wall_seconds": 360.0, "queries": 24_000}
+    (result / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match="The same command again continues"):
+        studies.run_missing([known, new], [0, 1], results=tmp_path / "results", workdirs=tmp_path)
+    assert capsys.readouterr().out == (
+        "1 of 4 runs have finished; the rest takes about 0.1 h one after the other; 2 of a kind "
+        "that has not run yet take at least 4 h: their FLOPs, as fast as matrix products are on "
+        "this machine\n"
+    )
+
+
 def test_results_of_another_configuration_are_refused(tmp_path):
     cell = Cell("digits", "digits_soft")
     target = write_result(tmp_path, cell, 0)

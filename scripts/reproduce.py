@@ -496,29 +496,36 @@ def prepare_victims(victims: dict[str, str], *, data_dir: str, dry_run: bool) ->
         comparison with the paper's numbers would mean little.
     """
     for weights, made_by in victims.items():
-        _, script, option, config = shlex.split(made_by)
-        training = studies.load_config(pathlib.Path(config).name.replace(".py", ""))
-        options = [f"--config.data_dir={data_dir}"] if data_dir else []
         if not pathlib.Path(weights).exists():
-            print(shlex.join(["python", script, option, config, *options]), flush=True)
-            if not dry_run:
-                hours = cost.least_hours(cost.training_flops(training), training.precision)
-                print(
-                    f"It takes at least {hours:.2g} h: its FLOPs, as matrix products.", flush=True
-                )
-            script, config = str(studies.ROOT / script), str(studies.ROOT / config)
-            command = [sys.executable, script, option, config, *options]
-            if not dry_run and subprocess.run(command, check=False).returncode:
-                raise UserError("the victim's training did not end; the same command continues")
-        if dry_run:
-            continue
-        accuracy = 100 * float(convert.load_metadata(weights).get("test_accuracy", "nan"))
-        print(f"{weights}: {accuracy:.2f} % on the test images", flush=True)
-        if accuracy < VICTIMS.get(weights, 0.0) - VICTIM_MARGIN:
-            raise UserError(
-                f"{weights} has {accuracy:.2f} % on the test images, and the paper's victim "
-                f"{VICTIMS[weights]:.2f} %; train a better one, or run its configuration by itself"
-            )
+            train_victim(made_by, data_dir=data_dir, dry_run=dry_run)
+        if not dry_run:
+            check_victim(weights)
+
+
+def train_victim(made_by: str, *, data_dir: str, dry_run: bool) -> None:
+    """Says what the training takes, and does it."""
+    _, script, option, config = shlex.split(made_by)
+    options = [f"--config.data_dir={data_dir}"] if data_dir else []
+    print(shlex.join(["python", script, option, config, *options]), flush=True)
+    if dry_run:
+        return
+    training = studies.load_config(pathlib.Path(config).name.replace(".py", ""))
+    hours = cost.least_hours(cost.training_flops(training), training.precision)
+    print(f"That takes at least {hours:.2g} h: its FLOPs, as matrix products.", flush=True)
+    script, config = str(studies.ROOT / script), str(studies.ROOT / config)
+    if subprocess.run([sys.executable, script, option, config, *options], check=False).returncode:
+        raise UserError("the victim's training did not end; the same command continues")
+
+
+def check_victim(weights: str) -> None:
+    """Compares it with the paper's."""
+    accuracy = 100 * float(convert.load_metadata(weights).get("test_accuracy", "nan"))
+    print(f"{weights}: {accuracy:.2f} % on the test images", flush=True)
+    if accuracy < VICTIMS.get(weights, 0.0) - VICTIM_MARGIN:
+        raise UserError(
+            f"{weights} has {accuracy:.2f} % on the test images, and the paper's victim "
+            f"{VICTIMS[weights]:.2f} %; train a better one, or run its configuration by itself"
+        )
 
 
 def save_samples(found: Sequence[Result], path: pathlib.Path, folder: pathlib.Path) -> None:

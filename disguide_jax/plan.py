@@ -248,17 +248,16 @@ def provenance(config: Config) -> dict[str, Any]:
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    commit = None
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        command = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.check_output(
+            command, cwd=pathlib.Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     return {
         "config": to_dict(config),
         "versions": versions,
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": commit,
     }
 
 

@@ -29,7 +29,7 @@ from disguide_jax import (
     writers,
 )
 from disguide_jax.config import Config, to_dict, validate
-from disguide_jax.errors import UserError
+from disguide_jax.errors import UserError, disk_errors
 from disguide_jax.state import Stage, TrainState, Variables
 
 MILESTONES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -95,7 +95,11 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path, *, extend: bool = 
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir: cannot make {workdir}: {error.strerror}") from error
-    with checkpoint.lock(workdir), checkpoint.Checkpoints(workdir / "checkpoints") as saved:
+    with (
+        disk_errors(workdir),
+        checkpoint.lock(workdir),
+        checkpoint.Checkpoints(workdir / "checkpoints") as saved,
+    ):
         restored = saved.restore(run.template)
         print(plan.describe(run, workdir), flush=True)
         if restored is None:

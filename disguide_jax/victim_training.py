@@ -35,7 +35,7 @@ from disguide_jax import (
     writers,
 )
 from disguide_jax.config import PRECISIONS, ScheduleConfig
-from disguide_jax.errors import UserError
+from disguide_jax.errors import UserError, disk_errors
 from disguide_jax.evaluate import to_float
 from disguide_jax.replay import Replay
 from disguide_jax.state import Array, Key, Metrics, Net, Variables
@@ -330,7 +330,11 @@ def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[st
     run = build(config)
     _make_folder(workdir, "--workdir")
     _make_folder(output.parent, "config.output")
-    with checkpoint.lock(workdir), checkpoint.Checkpoints(workdir / "checkpoints") as saved:
+    with (
+        disk_errors(workdir),
+        checkpoint.lock(workdir),
+        checkpoint.Checkpoints(workdir / "checkpoints") as saved,
+    ):
         restored = saved.restore(jax.eval_shape(run.init))
         state, progress = restored or (run.init(), {"history": []})
         history = progress["history"]

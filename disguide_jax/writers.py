@@ -1,13 +1,16 @@
 """What a run writes for people and programs to read: lines, events, the progress."""
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
+import time
 from typing import Any
 
-import tensorboardX
 import tqdm
+from tensorboardX import record_writer, summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -32,12 +35,16 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: pathlib.Path, *, num_bytes: int, queries: int):
-        self._file = (workdir / "metrics.jsonl").open("ab")
+        self._file = (workdir / "metrics.jsonl").open("ab", buffering=0)
         self._file.truncate(num_bytes)
         self._file.seek(num_bytes)
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tb"), purge_step=queries + 1, write_to_disk=True
-        )
+        (workdir / "tb").mkdir(exist_ok=True)
+        # Not SummaryWriter, whose thread prints tracebacks when the disk is full.
+        path = workdir / "tb" / f"events.out.tfevents.{time.time():.6f}"
+        self._events = record_writer.RecordWriter(str(path))
+        start = SessionLog(status=SessionLog.START)
+        self._add_event(step=queries + 1, file_version="brain.Event:2")
+        self._add_event(step=queries + 1, session_log=start)
 
     @property
     def num_bytes(self) -> int:
@@ -48,20 +55,21 @@ class MetricsLog:
         """Appends one line: numbers, lists of numbers, and names, which TensorBoard is spared."""
         line = json.dumps({"queries": queries} | metrics, allow_nan=False)
         self._file.write(line.encode() + b"\n")
-        self._file.flush()
         for name, value in metrics.items():
             if isinstance(value, list):
                 for i, item in enumerate(value):
-                    self._tensorboard.add_scalar(f"{name}_{i}", item, queries)
+                    self._add_event(step=queries, summary=summary.scalar(f"{name}_{i}", item))
             elif not isinstance(value, str):
-                self._tensorboard.add_scalar(name, value, queries)
+                self._add_event(step=queries, summary=summary.scalar(name, value))
+        self._events.flush()
+
+    def _add_event(self, **content: Any) -> None:
+        self._events.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self) -> None:
-        """Writes what is buffered."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._tensorboard.close()
+        """Brings what was written to the disk."""
+        with contextlib.closing(self._file), contextlib.closing(self._events):
+            os.fsync(self._file.fileno())
 
 
 class Progress:

@@ -1,5 +1,6 @@
 """Runs that are interrupted end as runs that are not."""
 
+import errno
 import json
 import os
 import pathlib
@@ -96,6 +97,29 @@ def test_a_crash_between_checkpoints_loses_nothing_but_time(
     expected = dict(uninterrupted[0], config=dict(uninterrupted[0]["config"]))
     del expected["config"]["checkpoint_every_queries"]
     assert (summary, lines) == (expected, uninterrupted[1])
+
+
+def test_a_disk_that_fills_up_is_one_message_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, capsys, uninterrupted
+):
+    def no_room() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        at_queries(patch, 24, no_room)
+        assert start(tmp_path, patch) == 2
+    error = capsys.readouterr().err
+    assert "error: w: cannot be written: No space left on device" in error
+    assert "Traceback" not in error
+    assert start(tmp_path, monkeypatch) == 0
+    assert "continues after 16 queries" in capsys.readouterr().out
+    assert result(tmp_path) == uninterrupted
+
+
+def test_a_run_without_git_knows_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    config = Config(name="a", dataset="digits", labels="hard", query_budget=9)
+    assert plan.provenance(config)["git_commit"] is None
 
 
 def test_a_larger_budget_continues_with_extend(tmp_path, monkeypatch, capsys):

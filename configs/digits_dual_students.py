@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> Config:
         name="digits_dual_students",
         dataset="digits",
         labels="soft",
-        query_budget=24_000,
+        query_budget=48_000,
         method="dual_students",
         batch_size=16,
         victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),

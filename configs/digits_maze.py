@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> Config:
         name="digits_maze",
         dataset="digits",
         labels="soft",
-        query_budget=24_000,
+        query_budget=48_000,
         method="maze",
         batch_size=16,
         victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),
@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> Config:
             width=8, latent_dim=64, optimizer="sgd", learning_rate=3e-2, gray_every=0
         ),
         clones=ClonesConfig(model="lenet5_half", learning_rate=0.03, steps=5, soft_loss="kl"),
-        replay=ReplayConfig(size=24_000, batches=10),
+        replay=ReplayConfig(size=48_000, batches=10),
         schedule=ScheduleConfig(shape="cosine"),
         zeroth_order=ZerothOrderConfig(directions=2),
         log_every_queries=1_200,

@@ -4,7 +4,8 @@ usage: python scripts/reproduce.py STUDY [--scale full|small|rehearsal] [--seeds
            [--only CONFIG ...] [--results results] [--workdirs runs] [--data_dir DIR]
            [--jobs 1] [--dry-run]
 
-STUDY is table1 to table6, fig2 to fig5, or best: what might beat the paper's settings.
+STUDY is table1 to table6, fig2 to fig5, best: what might beat the paper's settings, or precision:
+what bfloat16 does to the curve.
 
 Runs what has not finished, continues what was interrupted, and writes RESULTS/SCALE/STUDY: a
 table as .md and .csv, a figure as .png and .svg, with the paper's numbers beside ours. "full" is
@@ -126,8 +127,8 @@ RACES = {
         Race("CIFAR-100, hard", "DFMS", C100_HARD, 0.4356, "10M", "3.87M ± 0.37M"),
     ),
     SMALL: (
-        Race("digits, soft", "DFME", SOFT, DFME, "24k"),
-        Race("digits, hard", "DFMS", HARD, DFMS, "24k"),
+        Race("digits, soft", "DFME", SOFT, DFME, "48k"),
+        Race("digits, hard", "DFMS", HARD, DFMS, "48k"),
     ),
 }
 
@@ -196,18 +197,29 @@ FIG2 = {
 FIG5 = {FULL: C10_SOFT, SMALL: short(SMALL, colour=True)}
 
 IMPROVEMENTS = {  # what might beat the paper's settings at equal queries
-    "b = 5": ("replay.batches", 5),
-    "cosine schedule": ("schedule.shape", "cosine"),
-    "three clones": ("num_clones", 3),
-    "four clones": ("num_clones", 4),
-    "average of weights": ("clones.average_decay", 0.999),
-    "replayed images shifted": ("replay.crop_padding", 2),
-    "replayed images mirrored": ("replay.flip", True),
+    "b = 5": (("replay.batches", 5),),
+    "cosine schedule": (("schedule.shape", "cosine"),),
+    "three clones": (("num_clones", 3),),
+    "four clones": (("num_clones", 4),),
+    "average of weights": (("clones.average_decay", 0.999),),
+    "replayed images shifted": (("replay.crop_padding", 2),),
+    "replayed images mirrored": (("replay.flip", True),),
 }
 BEST = {
-    scale: {"the paper's settings": cell}
-    | {name: Cell(scale, cell.config, (override,)) for name, override in IMPROVEMENTS.items()}
-    for scale, cell in ((FULL, C10_HARD), (SMALL, HARD))
+    scale: [
+        Row(labels, name, cell._replace(overrides=(*cell.overrides, *override)))
+        for labels, cell in (("soft", short(scale)), ("hard", hard))
+        for name, override in {"the paper's settings": (), **IMPROVEMENTS}.items()
+    ]
+    for scale, hard in (
+        (FULL, C10_HARD),
+        (SMALL, Cell(SMALL, "digits_hard", (("query_budget", 24_000), ("replay.size", 24_000)))),
+    )
+}
+
+PRECISION = {
+    scale: {name: Cell(scale, config, (("precision", name),)) for name in ("float32", "bfloat16")}
+    for scale, config in ((FULL, "c10_soft"), (SMALL, "digits_soft"))
 }
 
 # What the paper's victims have on the test images, in per cent (Section 4).
@@ -340,11 +352,8 @@ def table6(scale: str, results: Results) -> tuple:
 
 def best(scale: str, results: Results) -> tuple:
     """What might beat the paper's settings, at equal queries."""
-    rows = [Row("hard", name, cell) for name, cell in BEST[scale].items()]
-    header, table = accuracy_table(
-        rows, results, {"clone": OURS["clone"], "fidelity": of_summary("fidelity")}, {}
-    )
-    return header, table
+    ours = {"clone": OURS["clone"], "fidelity": of_summary("fidelity")}
+    return accuracy_table(BEST[scale], results, ours, {})
 
 
 # --- figures
@@ -355,6 +364,13 @@ def fig2(scale: str, results: Results, path: pathlib.Path) -> None:
     curves = {name: results[cell] for name, cell in FIG2[scale].items() if results[cell]}
     if curves:
         studies.accuracy_figure(path, curves)
+
+
+def precision(scale: str, results: Results, path: pathlib.Path) -> None:
+    """Accuracy against queries, computed in float32 and in bfloat16."""
+    found = {name: results[cell] for name, cell in PRECISION[scale].items()}
+    studies.accuracy_figure(path, {name: runs for name, runs in found.items() if runs})
+    sweep_table(path, "precision", found)
 
 
 def fig3(scale: str, results: Results, path: pathlib.Path) -> None:
@@ -418,11 +434,11 @@ def finish_sweep(
     studies.save_figure(figure, path)
 
 
-def sweep_table(path: pathlib.Path, setting: str, found: dict[float, list[Result]]) -> None:
+def sweep_table(path: pathlib.Path, setting: str, found: dict[Any, list[Result]]) -> None:
     """The points of a figure in numbers."""
     rows = [
         [
-            f"{x:,}",
+            f"{x:,}" if isinstance(x, int) else x,
             studies.format_interval(map(OURS["clone"], runs)),
             str(len(runs)),
             studies.format_interval((r.summary["wall_seconds"] / 60 for r in runs), 1, 1),
@@ -462,7 +478,8 @@ STUDIES = {
     "fig3": Study({scale: FIG3[scale].values() for scale in FIG3}, figure=fig3),
     "fig4": Study({scale: FIG4[scale].values() for scale in FIG4}, figure=fig4),
     "fig5": Study({scale: [cell] for scale, cell in FIG5.items()}),
-    "best": Study({scale: BEST[scale].values() for scale in BEST}, best),
+    "best": Study(of_rows(BEST), best),
+    "precision": Study({scale: PRECISION[scale].values() for scale in PRECISION}, figure=precision),
 }
 
 

@@ -56,7 +56,7 @@ def test_every_study_is_made_from_results_alone(study, scale, tmp_path, capsys, 
     assert f"{2 * len(cells)} of {2 * len(cells)} runs have finished\n" in capsys.readouterr().out
     made = {path.name for path in (tmp_path / "results" / scale).iterdir() if path.is_file()}
     kinds = {"fig2": ["png", "svg"], "fig5": ["png"]}.get(study, ["md", "csv"])
-    kinds += ["png", "svg"] if study in ("fig3", "fig4") else []
+    kinds += ["png", "svg"] if study in ("fig3", "fig4", "precision") else []
     assert made == {f"{study}.{kind}" for kind in kinds}
     if study != "fig5":
         for path in (tmp_path / "results" / scale).glob("*.png"):

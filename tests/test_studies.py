@@ -71,12 +71,12 @@ def test_only_what_has_not_finished_is_run(tmp_path, capsys, monkeypatch):
 
 def test_the_time_that_is_left_is_told_by_earlier_runs_or_by_flops(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(studies, "_command", lambda *_: ["false"])
-    monkeypatch.setattr(studies.cost, "extraction_flops", lambda config: config.query_budget)
-    monkeypatch.setattr(studies.cost, "least_hours", lambda flops, _: flops / 12_000)
+    monkeypatch.setattr(studies.cost, "extraction_flops", lambda config: config.batch_size)
+    monkeypatch.setattr(studies.cost, "least_hours", lambda flops, _: flops / 8)
     known, new = Cell("digits", "digits_soft"), Cell("digits", "digits_maze")
     result = write_result(tmp_path / "results", known, 0)
     summary = json.loads((result / "summary.json").read_text())
-    summary |= {"wall_seconds": 360.0, "queries": 24_000}
+    summary |= {"wall_seconds": 360.0, "queries": known.load(0).query_budget}
     (result / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match="The same command again continues"):
         studies.run_missing([known, new], [0, 1], results=tmp_path / "results", workdirs=tmp_path)

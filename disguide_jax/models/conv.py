@@ -75,6 +75,9 @@ def conv_general_dilated(
 
     @_bilinear(None, None)  # on a CPU, folding clones into k_out costs more than it saves
     def kernel_grad(y: Array, x: Array) -> Array:
+        if jax.default_backend() == "cpu":
+            # XLA transposes both, which takes five times as long fused with what made them.
+            y, x = lax.optimization_barrier((y, x))
         return jax.linear_transpose(lambda k: conv(x, k), k_like)(y)[0]
 
     # Each is the gradient of the next, in a circle.

@@ -2,6 +2,8 @@
 
 Victim:  LeNet-5, trained on scikit-learn's digits; its weights come with the package.
 Clones:  two LeNet-5 of half the width.
+Yields:  soft vote 94.8 to 99.0 % for seeds 0, 1 and 2 (results/digits), victim 98.8 %.
+Cost:    about a minute on two CPU cores.
 
 python -m disguide_jax.main --config configs/digits_hard.py
 """

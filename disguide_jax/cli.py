@@ -67,6 +67,9 @@ def _parse(values: flags.FlagValues) -> None:
         raise UserError(f"{error}\n\n{usage}") from error
     except (KeyError, AttributeError) as error:  # an override of a key that is not there
         raise UserError(f"unknown key: {error.args[0]}") from error
+    except SyntaxError as error:
+        where = f"{error.filename}, line {error.lineno}"
+        raise UserError(f"--config: {where}: not a line of Python: {error.msg}") from error
     if values.help:
         print(usage, values.get_help(), sep="\n\n")
         sys.exit(0)
@@ -84,7 +87,6 @@ def config_of(values: flags.FlagValues, kind: type) -> Any:
     """
     if isinstance(values.config, kind):
         return values.config
-    asked = next(arg for arg in sys.argv if arg.startswith(("--config", "-config")))
-    raise UserError(
-        f"{asked}: not a file whose get_config(variant) returns a {kind.__module__}.{kind.__name__}"
-    )
+    path = config_flags.get_config_filename(values["config"])
+    what = f"a file whose get_config(variant) returns a {kind.__module__}.{kind.__name__}"
+    raise UserError(f"--config: {path} is not {what}")

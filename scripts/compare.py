@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     rows = [make_row(cell, found) for cell, found in results.items()]
     path = args.results / args.family / "comparison"
     print(studies.write_table(path, header, rows))
-    studies.accuracy_figure(path, {label(found): found for found in results.values()})
+    studies.accuracy_figure(path, {cell.config: found for cell, found in results.items()})
 
 
 def check_comparable(cells: list[studies.Cell]) -> None:
@@ -72,12 +72,6 @@ def check_comparable(cells: list[studies.Cell]) -> None:
 def final_accuracies(results: list[studies.Result]) -> list[float]:
     """Of the soft vote, at the end of the budget."""
     return [result.summary["soft_vote_accuracy"] for result in results]
-
-
-def label(results: list[studies.Result]) -> str:
-    """What the figure calls the runs of a cell."""
-    config = results[0].summary["config"]
-    return f"{config['method']}, {config['labels']} labels"
 
 
 def make_row(cell: studies.Cell, results: list[studies.Result]) -> list[str]:

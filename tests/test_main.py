@@ -146,7 +146,8 @@ def test_a_mistake_is_one_message_and_leaves_nothing_behind(run, tmp_path, mista
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("absent.py", "absent.py"),
+        ("absent.py", "absent.py is not a file"),
+        ("../README.md", "README.md, line "),
         ("digits_hard.py:huge", "no variant 'huge'"),
         ("victim_digits_lenet5.py", "disguide_jax.config.Config"),
     ],

@@ -246,12 +246,15 @@ def accuracy_table(
     table = []
     for row in rows:
         found = results.get(row.cell, [])
-        config = row.cell.load(0) if row.cell else None
+        # A rehearsal's budget is in its results only.
+        budgets = [r.summary["config"]["query_budget"] for r in found]
+        if row.cell and not found:
+            budgets = [row.cell.load(0).query_budget]
         table.append(
             [
                 row.setting,
                 row.technique,
-                pictures.short_number(config.query_budget) if config else NOT_REPORTED,
+                pictures.short_number(budgets[0]) if budgets else NOT_REPORTED,
                 *(column(row.paper) for column in paper.values()),
                 *(studies.format_interval(map(column, found)) for column in ours.values()),
                 str(len(found)),

@@ -6,6 +6,7 @@ per example, `[..., N]`, and the caller reduces, except where an equation is abo
 as a whole.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +25,12 @@ def disagreement(probs: Array) -> Array:
 
     Returns:
       The deviation averaged over classes, [N], >= 0.
+
+    Raises:
+      AssertionError: of other shapes, or of a single clone, whose deviation would be NaN.
     """
+    chex.assert_rank(probs, 3)
+    chex.assert_axis_dimension_gt(probs, 0, 1)
     variance = jnp.var(probs, axis=0, ddof=1)
     # The square root has no derivative where all clones say the same: there, like PyTorch's
     # std, it passes no gradient rather than NaN.

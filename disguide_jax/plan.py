@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from disguide_jax import checkpoint, convert, data, evaluate, steps, victim
+from disguide_jax import checkpoint, convert, data, evaluate, optim, steps, victim
 from disguide_jax.config import Config, to_dict
 from disguide_jax.errors import UserError
 from disguide_jax.state import Networks, Optimizers, Stage, TrainState, Variables
@@ -67,7 +67,6 @@ def build(config: Config) -> Run:
         config.victim,
         num_classes=info.num_classes,
         channels=info.channels,
-        dtype=None if steps.method_of(config).NEEDS_FLOAT32 else net_dtype,
     )
     test = data.load(config.dataset, "test", config.data_dir)
     oracle = victim.make_victim(
@@ -145,6 +144,7 @@ def describe(run: Run, workdir: pathlib.Path) -> str:
         "generator": f"{_count(template.generator)} parameters",
         "budget": f"{config.query_budget:,} queries: {', '.join(rounds)}"
         + (f", {left_over:,} left over and not sent" if left_over else ""),
+        "rates": _rates(run),
         "replay": f"{len(replay.images):,} images in {config.replay.dtype}, "
         f"{_size(_num_bytes(replay))} on the device"
         if steps.method_of(config).KEEPS_REPLAY
@@ -155,6 +155,21 @@ def describe(run: Run, workdir: pathlib.Path) -> str:
         "workdir": str(workdir),
     }
     return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
+
+
+def _rates(run: Run) -> str:
+    """The learning rates that the last stage begins with, and what becomes of them."""
+    config = run.config
+    generator, clones = config.generator.learning_rate, config.clones.learning_rate
+    if config.method == "dfms":
+        return f"generator {generator:g}, clones {clones:g} falling to 0 along a cosine"
+    rates = f"generator {generator:g}, clones {clones:g}; "
+    if config.schedule.shape == "cosine":
+        return rates + "both fall to 0 along a cosine"
+    num_rounds = run.stages[-1].num_rounds
+    drops = optim.schedule_boundaries(config.schedule, num_rounds)
+    said = (f"x{scale:.2g} after {at:,} rounds" for at, scale in drops.items() if at < num_rounds)
+    return rates + (", ".join(said) or "both stay")
 
 
 def check_fits(run: Run, workdir: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ from disguide_jax.replay import Replay
 Array = jax.Array
 Key = jax.Array  # a typed PRNG key, from jax.random.key
 Metrics = dict[str, Array]
+Rate = Callable[[int], Any]  # rounds of a stage that are done -> learning rate of the next one
 
 
 class Variables(NamedTuple):
@@ -42,10 +43,12 @@ class Networks(NamedTuple):
 
 
 class Optimizers(NamedTuple):
-    """One transformation per set of parameters."""
+    """One transformation per set of parameters, and what their learning rates are."""
 
     generator: optax.GradientTransformation
     clones: optax.GradientTransformation
+    generator_rate: Rate
+    clones_rate: Rate
     discriminator: optax.GradientTransformation | None = None
 
 

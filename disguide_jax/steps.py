@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,11 +114,11 @@ def make_networks(
     return Networks(generator, clones, exact_clones, discriminator)
 
 
-def make_optimizers(config: Config) -> Optimizers:
-    """All optimisers, with schedules over the whole budget, or the last stage of it."""
+def make_optimizers(config: Config, stage: Stage | None = None) -> Optimizers:
+    """All optimisers, with schedules over a stage; by default the last one, often the only one."""
     method = method_of(config)
     if method is dfms:
-        return dfms.make_optimizers(config, stages(config)[-1])
+        return dfms.make_optimizers(config, stage or stages(config)[-1])
     return optim.make_optimizers(
         config,
         num_rounds=num_rounds(config),
@@ -154,7 +154,9 @@ def init_state(
     )
     if method is dfms:
         return state.replace(extra=dfms.init_extra(config, networks, tx, state, answers))
-    return state.replace(extra=state.clones) if config.clones.average_decay else state
+    if config.clones.average_decay:
+        return state.replace(extra=start_average(state.clones))
+    return state
 
 
 def make_train_step(
@@ -180,10 +182,22 @@ def make_train_step(
     return averaging(play_round, config.clones.average_decay)
 
 
+class Average(NamedTuple):
+    """The exponential average of the clones' variables."""
+
+    clones: Variables
+    rounds: Array  # [] int32, that it has followed them for
+
+
+def start_average(clones: Variables) -> Average:
+    """The average before the first round with these clones."""
+    return Average(clones, jnp.zeros((), jnp.int32))
+
+
 def averaging(play_round: TrainStep, decay: float) -> TrainStep:
     """The same round, after which `state.extra` follows the clones as their average.
 
-    The average of t rounds has at least the decay t / (9 + t), so that it forgets how the
+    The decay of the average of t rounds is at most t / (9 + t), so that it forgets how the
     clones were initialised.
     """
     if not decay:
@@ -191,9 +205,12 @@ def averaging(play_round: TrainStep, decay: float) -> TrainStep:
 
     def play_and_average(state: TrainState, victim: Any) -> tuple[TrainState, Metrics]:
         state, metrics = play_round(state, victim)
-        kept = jnp.minimum(decay, state.round / (9 + state.round))
-        extra = jax.tree.map(lambda a, c: kept * a + (1 - kept) * c, state.extra, state.clones)
-        return state.replace(extra=extra), metrics
+        rounds = state.extra.rounds + 1
+        kept = jnp.minimum(decay, rounds / (9 + rounds))
+        clones = jax.tree.map(
+            lambda a, c: kept * a + (1 - kept) * c, state.extra.clones, state.clones
+        )
+        return state.replace(extra=Average(clones, rounds)), metrics
 
     return play_and_average
 
@@ -208,24 +225,20 @@ def restart(
     key = jax.random.fold_in(jax.random.fold_in(state.key, RESTART), state.round)
     generator_key, clones_key = jax.random.split(key)
 
-    def forgetful(tx: Any, params: Any, before: Any) -> Any:
-        """A fresh optimiser's state but for its counts, which the schedules follow."""
-        return jax.tree.map(lambda x, old: x if x.ndim else old, tx.init(params), before)
-
     generator = networks.generator.init(generator_key)
-    opt = forgetful(tx.generator, generator.params, state.generator_opt)
+    opt = optim.start_again(tx.generator, generator.params, state.generator_opt)
     state = state.replace(generator=generator, generator_opt=opt)
     if not clones_too:
         return state
     clones = networks.clones.init(clones_key)
-    opt = forgetful(tx.clones, clones.params, state.clones_opt)
-    averaged = clones if jax.tree.leaves(state.extra) else state.extra
-    return state.replace(clones=clones, clones_opt=opt, extra=averaged)
+    opt = optim.start_again(tx.clones, clones.params, state.clones_opt)
+    extra = start_average(clones) if isinstance(state.extra, Average) else state.extra
+    return state.replace(clones=clones, clones_opt=opt, extra=extra)
 
 
 def result(config: Config, state: TrainState) -> Variables:
     """The clones as the attacker takes them: their average where one is kept."""
-    return state.extra if config.clones.average_decay else state.clones
+    return state.extra.clones if config.clones.average_decay else state.clones
 
 
 def report(config: Config, state: TrainState) -> dict[str, float]:

@@ -22,6 +22,7 @@ from disguide_jax import (
     convert,
     evaluate,
     guard,
+    losses,
     pictures,
     plan,
     steps,
@@ -30,7 +31,7 @@ from disguide_jax import (
 )
 from disguide_jax.config import Config, to_dict, validate
 from disguide_jax.errors import UserError, disk_errors
-from disguide_jax.state import Stage, TrainState, Variables
+from disguide_jax.state import Array, Net, Optimizers, Stage, TrainState, Variables
 
 MILESTONES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 NUM_SAMPLES = 64
@@ -109,8 +110,8 @@ def train_and_evaluate(config: Config, workdir: pathlib.Path, *, extend: bool = 
             print(f"continues after {int(state.queries):,} queries", flush=True)
         summary_path.unlink(missing_ok=True)  # of the smaller budget, when extending
         writers.write_json(workdir / "config.json", plan.provenance(config))
-        state, progress = play(run, state, progress, saved, workdir)
-        summary = summarise(run, state, progress)
+        state, progress, scores = play(run, state, progress, saved, workdir)
+        summary = summarise(run, state, progress, scores)
         save_networks(run, state, workdir)
         writers.write_json(summary_path, summary)
     print(report(summary), flush=True)
@@ -123,7 +124,7 @@ def play(
     progress: Progress,
     saved: checkpoint.Checkpoints,
     workdir: pathlib.Path,
-) -> tuple[TrainState, Progress]:
+) -> tuple[TrainState, Progress, evaluate.Scores]:
     """Plays the rounds that are left; logs, evaluates and saves on the way.
 
     One call is always under way on the device while the host looks at the metrics of the one
@@ -144,7 +145,8 @@ def play(
         )
         for stage in run.stages
     }
-    score = evaluate.make_evaluate(run.networks.clones, run.victim)
+    rates = {stage: steps.make_optimizers(config, stage) for stage in run.stages}
+    score = evaluate.make_evaluate(run.networks.exact_clones, run.victim)
     sample = make_sample(run)
     start_again = jax.jit(
         functools.partial(steps.restart, run.networks, run.tx), static_argnames="clones_too"
@@ -154,6 +156,7 @@ def play(
     round_ = int(state.round)
     spent = steps.queries_after(run.stages, round_)
     clock = Clock(progress.wall_seconds, spent)
+    scores: evaluate.Scores | None = None
     under_way: list[tuple[int, Any]] = []  # round before the call, what it returned
 
     log = writers.MetricsLog(workdir, num_bytes=progress.log_bytes, queries=spent)
@@ -190,7 +193,8 @@ def play(
             if "log" in due:
                 line |= averages_line(progress)
                 line |= answers_line(progress, jax.device_get(state.answered))
-                line["gen/saturation"] = float((np.abs(sample(state)) > guard.SATURATED).mean())
+                line |= sampled_line(run, state, sample(state)) | line
+                line |= rates_line(rates[stage], line, round_ - first)
                 line |= steps.report(config, state)
                 line |= clock.line(spent)
                 stuck = judge(config, progress, line)
@@ -216,7 +220,7 @@ def play(
                 progress.symptoms = {}
             give_up = bool(stuck) and config.guard == "stop" and not finished
             if "checkpoint" in due or stop or give_up:
-                progress.wall_seconds, progress.log_bytes = clock.wall_seconds(), log.num_bytes
+                progress.wall_seconds, progress.log_bytes = clock.wall_seconds(), log.sync()
                 saved.save(state, dataclasses.asdict(progress))
                 overview.draw(at_once=finished)
             if give_up:
@@ -230,7 +234,9 @@ def play(
                 saved.wait()
                 raise Stopped(stop[0], spent)
     saved.wait()
-    return state, progress
+    if scores is None:  # all rounds were played before
+        scores = score(steps.result(config, state), run.test_set)
+    return state, progress, scores
 
 
 class Clock:
@@ -300,6 +306,33 @@ def averages_line(progress: Progress) -> dict[str, Any]:
     averages = {name: s / progress.summed_rounds for name, s in progress.sums.items()}
     progress.sums, progress.summed_rounds = {}, 0
     return averages
+
+
+def sampled_line(run: plan.Run, state: TrainState, images: np.ndarray) -> dict[str, float]:
+    """What the guard must see of any method: saturation of the samples, and the clones on them."""
+    line = {"gen/saturation": float((np.abs(images) > guard.SATURATED).mean())}
+    if run.config.num_clones > 1:
+        line["gen/disagreement"] = float(
+            sampled_disagreement(run.networks.exact_clones, steps.result(run.config, state), images)
+        )
+    return line
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sampled_disagreement(clones: Net, variables: Variables, images: Array) -> Array:
+    """The clones' mean disagreement on images [N, H, W, channels], in eval mode, []."""
+    logits, _ = clones.apply(variables, images, train=False)
+    return losses.disagreement(jax.nn.softmax(logits)).mean()
+
+
+def rates_line(tx: Optimizers, line: dict[str, Any], num_rounds: int) -> dict[str, float]:
+    """The learning rates of the last of so many rounds, of the networks that learn in a line."""
+    rates = {"gen": tx.generator_rate, "clones": tx.clones_rate}
+    return {
+        f"{name}/learning_rate": float(rate(num_rounds - 1))
+        for name, rate in rates.items()
+        if f"{name}/loss" in line
+    }
 
 
 def judge(config: Config, progress: Progress, line: dict[str, Any]) -> list[str]:
@@ -387,11 +420,11 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def summarise(run: plan.Run, state: TrainState, progress: Progress) -> dict[str, Any]:
-    """The content of summary.json; accuracies are those of the final clones."""
+def summarise(
+    run: plan.Run, state: TrainState, progress: Progress, scores: evaluate.Scores
+) -> dict[str, Any]:
+    """The content of summary.json; `scores` are those of the final clones."""
     clones = steps.result(run.config, state)
-    score = evaluate.make_evaluate(run.networks.clones, run.victim)
-    scores = score(clones, run.test_set)
     queries = int(state.queries)
     return {
         "config": to_dict(run.config),

@@ -12,6 +12,8 @@ import tqdm
 from tensorboardX import record_writer, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from disguide_jax.errors import UserError
+
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file that is either whole or not there."""
@@ -32,10 +34,21 @@ class MetricsLog:
       num_bytes: how much of an existing file is kept: what was written up to the checkpoint
         that the run continues from. Later lines will be written again.
       queries: of that checkpoint; TensorBoard hides later points.
+
+    Raises:
+      UserError: the file is shorter than that.
     """
 
     def __init__(self, workdir: pathlib.Path, *, num_bytes: int, queries: int):
-        self._file = (workdir / "metrics.jsonl").open("ab", buffering=0)
+        path = workdir / "metrics.jsonl"
+        length = path.stat().st_size if path.exists() else 0
+        if length < num_bytes:
+            raise UserError(
+                f"{path} has {length:,} bytes, but {num_bytes:,} were written before the last "
+                "checkpoint: it was deleted or cut. Bring it back from a copy, or choose another "
+                "--workdir; nothing in this one has been changed."
+            )
+        self._file = path.open("ab", buffering=0)
         self._file.truncate(num_bytes)
         self._file.seek(num_bytes)
         (workdir / "tb").mkdir(exist_ok=True)
@@ -46,9 +59,13 @@ class MetricsLog:
         self._add_event(step=queries + 1, file_version="brain.Event:2")
         self._add_event(step=queries + 1, session_log=start)
 
-    @property
-    def num_bytes(self) -> int:
-        """Length of `metrics.jsonl`, for the next checkpoint."""
+    def sync(self) -> int:
+        """Brings what was written to the disk, before a checkpoint counts it.
+
+        Returns:
+          The length of `metrics.jsonl` in bytes.
+        """
+        os.fsync(self._file.fileno())
         return self._file.tell()
 
     def write(self, queries: int, metrics: dict[str, Any]) -> None:

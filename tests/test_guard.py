@@ -10,7 +10,7 @@ import pytest
 import tiny
 from conftest import ROOT
 
-from disguide_jax import guard, plan, steps, studies, train
+from disguide_jax import guard, optim, plan, steps, studies, train
 from disguide_jax.config import ClonesConfig, VictimConfig, to_dict
 from disguide_jax.errors import UserError
 
@@ -165,13 +165,34 @@ def test_a_restart_makes_networks_anew_and_keeps_what_was_paid_for(clones_too):
     assert equal(found.replay, state.replay)
     assert (int(found.queries), int(found.round)) == (int(state.queries), 2)
     assert equal(found.clones, state.clones) == (not clones_too)
-    assert equal(found.extra, found.clones) == clones_too
-    counts = [
-        [int(x) for x in jax.tree.leaves(s.generator_opt) if jnp.ndim(x) == 0]
-        for s in (found, state)
-    ]
-    assert counts[0] == counts[1] == [2] * len(counts[0])
+    assert equal(found.extra.clones, found.clones) == clones_too
+    assert int(found.extra.rounds) == (0 if clones_too else 2)
+    (_, (adam, schedule)) = found.generator_opt
+    assert (int(adam.count), int(schedule.count)) == (0, 2)
     step(found, jax.tree_util.Partial(tiny.brightness))
+
+
+def test_a_restarted_optimiser_begins_with_steps_of_the_scheduled_learning_rate():
+    """By what it does: on a constant gradient Adam's steps are the learning rate from the first."""
+    settings = tiny.config(query_budget=60)  # 10 rounds: rates fall at 4 and 8
+    tx = steps.make_optimizers(settings).generator
+    params, gradient = {"w": jnp.ones(3)}, {"w": jnp.full(3, 0.5)}
+    opt_state = tx.init(params)
+    for _ in range(6):
+        _, opt_state = tx.update(gradient, opt_state, params)
+    opt_state = optim.start_again(tx, params, opt_state)
+    for scale in (0.3, 0.3, 0.09):
+        update, opt_state = tx.update(gradient, opt_state, params)
+        np.testing.assert_allclose(update["w"], -1e-4 * scale, rtol=1e-3)
+
+
+def test_a_restarted_optimiser_of_a_constant_rate_is_a_fresh_one():
+    tx = optim.adam(1e-3, 0.0)
+    params = {"w": jnp.ones(3)}
+    _, used = tx.update(params, tx.init(params), params)
+    jax.tree.map(
+        np.testing.assert_array_equal, optim.start_again(tx, params, used), tx.init(params)
+    )
 
 
 def test_another_guard_may_continue_a_run_and_dfms_cannot_restart():
@@ -186,10 +207,28 @@ def test_another_guard_may_continue_a_run_and_dfms_cannot_restart():
 
 
 def test_the_kept_runs_were_never_stuck():
-    logs = list((ROOT / "results").glob("**/metrics.jsonl"))
-    assert logs
-    for path in logs:
+    """Those whose logs have what the guard looks at: all on the digits, and the one on CIFAR-10."""
+    judged = []
+    for path in sorted((ROOT / "results").glob("**/metrics.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if not {"victim/class_share", "gen/saturation"} <= set().union(*lines):
+            continue
         on_end = {}
-        for line in map(json.loads, path.read_text().splitlines()):
-            on_end = guard.count(on_end, HEALTHY | line)
+        for line in lines:
+            on_end = guard.count(on_end, line)
             assert not guard.stuck(on_end), path
+        if "gen/disagreement" in set().union(*lines):
+            judged.append(path.relative_to(ROOT / "results").parts)
+    for family in ("digits_hard", "digits_soft", "digits_soft_best"):
+        assert sum(parts[:2] == ("digits", family) for parts in judged) == 5
+    assert ("cifar10_cpu", "metrics.jsonl") in judged
+
+
+@pytest.mark.parametrize("method", ["dual_students", "dfme", "maze", "dfms"])
+def test_every_method_with_two_clones_logs_what_the_guard_looks_at(method, tmp_path):
+    train.train_and_evaluate(config(f"digits_{method}:smoke"), tmp_path)
+    lines = [line for line in lines_of(tmp_path) if "gen/saturation" in line]
+    assert lines
+    for line in lines:
+        assert 0 <= line["gen/disagreement"] <= 1
+    assert any("victim/class_share" in line for line in lines)

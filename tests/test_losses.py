@@ -25,6 +25,11 @@ def test_disagreement_is_the_unbiased_deviation_over_clones_not_over_the_batch()
     np.testing.assert_allclose(losses.disagreement(jnp.asarray(probs)), expected, rtol=1e-5)
 
 
+def test_disagreement_of_a_single_clone_is_refused_instead_of_nan():
+    with pytest.raises(AssertionError):
+        losses.disagreement(jnp.full((1, 3, 4), 0.25))
+
+
 def test_disagreement_of_equal_clones_has_gradient_zero_not_nan():
     probs = jnp.stack([jnp.full((3, 4), 0.25)] * 2)
     grads = jax.grad(lambda p: losses.disagreement(p).mean())(probs)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from disguide_jax import replay, steps, updates
-from disguide_jax.config import ClonesConfig, ReplayConfig
+from disguide_jax import optim, replay, steps, studies, updates
+from disguide_jax.config import ClonesConfig, ReplayConfig, ScheduleConfig
 from disguide_jax.errors import UserError
 from disguide_jax.methods import disguide
 
@@ -218,3 +218,39 @@ def test_the_average_of_the_clones_follows_them_and_is_the_result():
     assert_close(steps.result(config, state), expected, rtol=1e-5, atol=1e-6)
     config.clones.average_decay = 0.0
     assert steps.result(config, state) is state.clones
+
+
+@pytest.mark.parametrize(
+    ("budget", "boundaries"),
+    [  # E = budget // (150 * 256) + 1 blocks, drops after int(0.4 E), int(0.8 E)
+        (8_000_000, [12_450, 25_050]),
+        (10_000_000, [15_600, 31_200]),
+        (20_000_000, [31_200, 62_400]),
+        (80_000, [150, 300]),
+        (20_000, [31, 62]),  # 78 rounds, no whole block: by single rounds
+        (40_000, [62, 124]),  # one block and a bit: the first drop would fall on round 0
+        (256, [1]),
+    ],
+)
+def test_the_schedule_in_blocks_is_the_authors_and_never_begins_reduced(budget, boundaries):
+    schedule = ScheduleConfig(block_rounds=150)
+    found = optim.schedule_boundaries(schedule, budget // 256)
+    assert list(found) == boundaries
+    assert np.prod(list(found.values())) == pytest.approx(0.09)
+
+
+def test_c10_hard_goes_by_the_authors_blocks():
+    config = studies.load_config("c10_hard")
+    tx = steps.make_optimizers(config)
+    rates = [float(tx.clones_rate(r)) for r in (0, 12_449, 12_450, 25_049, 25_050)]
+    np.testing.assert_allclose(rates, [0.03, 0.03, 0.009, 0.009, 0.0027], rtol=1e-5)
+    rates = [float(tx.generator_rate(r)) for r in (0, 12_449, 12_450, 25_049, 25_050)]
+    np.testing.assert_allclose(rates, [1e-4, 1e-4, 3e-5, 3e-5, 9e-6], rtol=1e-5)
+
+
+def test_a_cosine_ends_with_the_budget():
+    config = tiny.config(schedule=ScheduleConfig(shape="cosine"))  # 10 rounds
+    tx = steps.make_optimizers(config)
+    found = [float(tx.clones_rate(r)) for r in (0, 5, 9, 10)]
+    expected = [0.03 * (1 + np.cos(np.pi * r / 10)) / 2 for r in (0, 5, 9, 10)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)

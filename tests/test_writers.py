@@ -3,9 +3,11 @@
 import json
 import struct
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from disguide_jax import writers
+from disguide_jax.errors import UserError
 
 
 def events(folder):
@@ -21,7 +23,7 @@ def events(folder):
 def test_a_restart_writes_later_lines_anew_and_lets_tensorboard_hide_those_before(tmp_path):
     log = writers.MetricsLog(tmp_path, num_bytes=0, queries=0)
     log.write(10, {"a/b": 1.0, "shares": [0.25, 0.75], "stage": "gan"})
-    kept = log.num_bytes
+    kept = log.sync()
     log.write(20, {"a/b": 2.0})
     log.close()
     log = writers.MetricsLog(tmp_path, num_bytes=kept, queries=10)
@@ -42,3 +44,15 @@ def test_a_restart_writes_later_lines_anew_and_lets_tensorboard_hide_those_befor
     assert {e.file_version for e in found if e.file_version} == {"brain.Event:2"}
     starts = [e.step for e in found if e.session_log.status == SessionLog.START]
     assert starts == [1, 11], "TensorBoard hides what was written from that step on"
+
+
+@pytest.mark.parametrize("left", [None, 5])
+def test_a_log_shorter_than_its_checkpoint_says_is_refused_and_not_filled_up(tmp_path, left):
+    path = tmp_path / "metrics.jsonl"
+    if left:
+        path.write_bytes(b"x" * left)
+    with pytest.raises(UserError, match=f"metrics.jsonl has {left or 0} bytes, but 100"):
+        writers.MetricsLog(tmp_path, num_bytes=100, queries=0)
+    assert path.exists() == bool(left)
+    if left:
+        assert path.read_bytes() == b"x" * left

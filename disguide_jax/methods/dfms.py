@@ -138,15 +138,20 @@ def make_optimizers(config: Config, stage: Stage) -> Optimizers:
     """Those of one stage; their states look alike in all stages."""
     offline = stage.name == "offline"
     rate = config.dfms.offline_learning_rate if offline else config.clones.learning_rate
+    clones_rate = optax.cosine_decay_schedule(rate, stage.num_rounds)
     gan = optim.adam(
         config.generator.learning_rate, config.generator.weight_decay, b1=config.dfms.adam_b1
     )
     clones = optim.sgd(
-        optax.cosine_decay_schedule(rate, stage.num_rounds),
-        momentum=config.clones.momentum,
-        weight_decay=config.clones.weight_decay,
+        clones_rate, momentum=config.clones.momentum, weight_decay=config.clones.weight_decay
     )
-    return Optimizers(generator=gan, clones=clones, discriminator=gan)
+    return Optimizers(
+        generator=gan,
+        clones=clones,
+        generator_rate=optax.constant_schedule(config.generator.learning_rate),
+        clones_rate=clones_rate,
+        discriminator=gan,
+    )
 
 
 def init_extra(

@@ -159,13 +159,23 @@ def test_a_config_that_is_none_is_refused(run, config, message):
     assert "Traceback" not in err
 
 
+def victim_of(name: str) -> tuple[str, str]:
+    """The file of weights that a paper configuration needs, and the one that trains them."""
+    if "c10_" in name:
+        return "cifar10-resnet34_8x", "victim_c10_r34"
+    if name in ("c100_hard", "dfms_c100_hard"):
+        return "cifar100-resnet18_8x", "victim_c100_r18"
+    return "cifar100-resnet34_8x", "victim_c100_r34"
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_paper_configuration_without_weights_names_the_file_and_the_commands(run, tmp_path, name):
     status, _, err = run(f"{name}.py")
+    weights, config = victim_of(name)
     assert status == 2
-    assert "victims/cifar" in err
-    assert "scripts/train_victim.py --config configs/victim_c10" in err
-    assert "scripts/convert_victim.py" in err
+    assert f"no file victims/{weights}.safetensors " in err
+    assert f"python scripts/train_victim.py --config configs/{config}.py\n" in err
+    assert f"python scripts/convert_victim.py IN.pt victims/{weights}.safetensors\n" in err
     assert files_in(tmp_path) == []
 
 

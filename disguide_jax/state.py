@@ -47,9 +47,9 @@ class Optimizers(NamedTuple):
 
     generator: optax.GradientTransformation
     clones: optax.GradientTransformation
-    generator_rate: Rate
-    clones_rate: Rate
     discriminator: optax.GradientTransformation | None = None
+    generator_rate: Rate | None = None  # of the schedules, where there are any
+    clones_rate: Rate | None = None
 
 
 class Stage(NamedTuple):

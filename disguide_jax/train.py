@@ -331,7 +331,7 @@ def rates_line(tx: Optimizers, line: dict[str, Any], num_rounds: int) -> dict[st
     return {
         f"{name}/learning_rate": float(rate(num_rounds - 1))
         for name, rate in rates.items()
-        if f"{name}/loss" in line
+        if rate and f"{name}/loss" in line
     }
 
 

@@ -88,10 +88,13 @@ def _parse(values: flags.FlagValues, kind: type) -> None:
     except flags.Error as error:
         raise UserError(f"{error}\n\n{usage}") from error
     except (AttributeError, LookupError, TypeError) as error:
-        keys = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in sys.argv[1:])
-        unknown = next((key[1] for key in keys if key and key[1] not in settings(kind)), None)
-        if unknown is None:  # not of an override
+        matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in sys.argv[1:])
+        overridden = [match[1] for match in matches if match]
+        if not overridden:  # a mistake in the file, which the traceback shows
             raise
+        unknown = next((key for key in overridden if key not in settings(kind)), None)
+        if unknown is None:  # perhaps the file is of another kind
+            raise UserError(f"--config: {error.args[0]}") from error
         raise UserError(f"unknown key: {_correct(unknown, kind)}") from error
     except SyntaxError as error:
         where = f"{error.filename}, line {error.lineno}"

@@ -90,8 +90,7 @@ class VictimConfig:
     width: int = setting(0, "for random weights; 0 is the model's usual one", least=0)
     input_space: str = setting(
         "pre-transform",
-        "what the attacker sends: pixels, or what the victim's normalisation, which the "
-        "attacker then knows, makes of them",
+        "of what is sent: images; or images that the attacker, who knows how, has normalised",
         one_of=("pre-transform", "post-transform"),
     )
     mean: tuple[float, ...] = setting(
@@ -156,7 +155,7 @@ class ClonesConfig:
 class ReplayConfig:
     """Experience replay (Section 3.2)."""
 
-    size: int = setting(1_000_000, "s, images that are kept: at least a batch", least=1)
+    size: int = setting(1_000_000, "s, images that are kept, a batch or more", least=1)
     batches: int = setting(3, "b, clone updates on replayed batches in each round", least=0)
     dtype: str = setting(
         "float32",
@@ -202,11 +201,11 @@ class ZerothOrderConfig:
 class DfmsConfig:
     """The stages of dfms; its last one follows the keys that all methods have."""
 
-    proxy_images: int = setting(50_000, "synthetic images to start from: at least a batch")
+    proxy_images: int = setting(50_000, "synthetic images to start from, a batch or more")
     gan_epochs: int = setting(200, "of the GAN's training on proxy images", least=0)
-    validation_images: int = setting(20_000, "queries, twice: at least a batch")
+    validation_images: int = setting(20_000, "queries, twice; a batch or more")
     offline_images: int = setting(
-        25_000, "proxy images, and as many generated ones: queries, twice; at least a batch"
+        25_000, "proxy images, and as many generated ones: queries, twice; a batch or more"
     )
     offline_epochs: int = setting(200, "of the clones' training on them", least=0)
     offline_learning_rate: float = setting(0.1, "at the start of that training", above=0)
@@ -241,9 +240,11 @@ class Config:
     method: str = setting("disguide", "disguide, dual_students, dfme, maze or dfms")
     seed: int = setting(0, "of all random numbers", least=0, most=MAX_SEED)
     batch_size: int = setting(
-        256, "images in a batch", least=2, must_be="at least 2, for batch statistics"
+        256, "images that are sent at once", least=2, must_be="at least 2, for batch statistics"
     )
-    num_clones: int = setting(2, "networks that are trained; disguide needs 2", least=1)
+    num_clones: int = setting(
+        2, "networks that are trained; disguide needs 2, dual_students has 2", least=1
+    )
     data_dir: str = setting("", "where DATASET.npz or the prepared TFDS data set lies", resume=True)
     victim: VictimConfig = dataclasses.field(default_factory=VictimConfig)
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)

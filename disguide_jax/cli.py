@@ -1,10 +1,13 @@
 """Command lines of the form `--config FILE[:variant] [--config.key=value ...]`."""
 
 import contextlib
+import difflib
 import hashlib
 import os
 import pathlib
+import re
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -12,23 +15,29 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from disguide_jax.config import RENAMED, REQUIRED, settings
 from disguide_jax.errors import UserError
 
+WIDTH = 100  # of --help
 
-def run(main: Callable[[flags.FlagValues], int | None], values: flags.FlagValues) -> None:
-    """Parses the command line into `values`, calls `main` with it, and exits.
 
-    Adds the flag `--config`. A mistake of the user's is one message and status 2, never a
-    traceback.
+def run(
+    main: Callable[[flags.FlagValues, Any], int | None], values: flags.FlagValues, kind: type
+) -> None:
+    """Parses the command line into `values`, calls `main` with it and the configuration, exits.
+
+    Adds the flag `--config`, of a file that returns a `kind`. A mistake of the user's is one
+    message and status 2, never a traceback.
     """
     config_flags.DEFINE_config_file(
         "config", None, "configs/NAME.py or configs/NAME.py:variant", flag_values=values
     )
     flags.DEFINE_boolean("help", False, "Show this.", short_name="h", flag_values=values)
     try:
-        _parse(values)
+        _parse(values, kind)
+        config = _config_of(values, kind)
         keep_compiled()
-        sys.exit(main(values))
+        sys.exit(main(values, config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -59,19 +68,39 @@ def _processor() -> str:
     return os.uname().machine
 
 
-def _parse(values: flags.FlagValues) -> None:
+def describe_keys(kind: type) -> str:
+    """All keys of a kind of configuration with defaults, bounds and meaning, for `--help`."""
+    blocks = ["Keys of the configuration, overridden with --config.KEY=VALUE, and their defaults:"]
+    for key, known in settings(kind).items():
+        default = "" if known.default is REQUIRED else f" = {known.default!r}"
+        parts = (known.help, known.right, "may change when a run continues" * known.resume)
+        text = "; ".join(filter(None, parts))
+        indent = " " * 6
+        blocks.append(f"  {key}{default}")
+        blocks.append(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent))
+    return "\n".join(blocks)
+
+
+def _parse(values: flags.FlagValues, kind: type) -> None:
     usage = (sys.modules["__main__"].__doc__ or "").strip()
     try:
         unused = values(sys.argv)[1:]
     except flags.Error as error:
         raise UserError(f"{error}\n\n{usage}") from error
-    except (KeyError, AttributeError) as error:  # an override of a key that is not there
-        raise UserError(f"unknown key: {error.args[0]}") from error
+    except (AttributeError, LookupError, TypeError) as error:
+        matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in sys.argv[1:])
+        overridden = [match[1] for match in matches if match]
+        if not overridden:  # a mistake in the file, which the traceback shows
+            raise
+        unknown = next((key for key in overridden if key not in settings(kind)), None)
+        if unknown is None:  # perhaps the file is of another kind
+            raise UserError(f"--config: {error.args[0]}") from error
+        raise UserError(f"unknown key: {_correct(unknown, kind)}") from error
     except SyntaxError as error:
         where = f"{error.filename}, line {error.lineno}"
         raise UserError(f"--config: {where}: not a line of Python: {error.msg}") from error
     if values.help:
-        print(usage, values.get_help(), sep="\n\n")
+        print(usage, values.get_help(), describe_keys(kind), sep="\n\n")
         sys.exit(0)
     if unused:
         raise UserError(f"unknown argument {unused[0]!r}\n\n{usage}")
@@ -79,14 +108,21 @@ def _parse(values: flags.FlagValues) -> None:
         raise UserError(f"--config is missing\n\n{usage}")
 
 
-def config_of(values: flags.FlagValues, kind: type) -> Any:
-    """The configuration that `--config` names, with its overrides.
-
-    Raises:
-      UserError: there is no such file, or it returns something else than a `kind`.
-    """
+def _config_of(values: flags.FlagValues, kind: type) -> Any:
     if isinstance(values.config, kind):
         return values.config
     path = config_flags.get_config_filename(values["config"])
     what = f"a file whose get_config(variant) returns a {kind.__module__}.{kind.__name__}"
     raise UserError(f"--config: {path} is not {what}")
+
+
+def _correct(unknown: str, kind: type) -> str:
+    """What to write in place of a key that is not there."""
+    if unknown in RENAMED:
+        return f"config.{unknown} is now called config.{RENAMED[unknown]}"
+    keys, last = list(settings(kind)), unknown.rpartition(".")[2]
+    close = [key for key in keys if key.rpartition(".")[2] == last]
+    close = close or difflib.get_close_matches(unknown, keys)
+    if not close:
+        return f"config.{unknown}; --help lists all"
+    return f"config.{unknown}; did you mean {' or '.join(f'config.{key}' for key in close)}?"

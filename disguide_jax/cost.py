@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from disguide_jax import data, models, plan, steps, victim, victim_training
-from disguide_jax.config import Config
+from disguide_jax.config import Config, VictimTrainingConfig
 from disguide_jax.state import Array
-from disguide_jax.victim_training import VictimTrainingConfig
 
 MATMULS = 4  # in one call
 

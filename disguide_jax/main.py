@@ -17,9 +17,8 @@ from disguide_jax.config import Config
 from disguide_jax.train import Stopped, train_and_evaluate
 
 
-def main(values: flags.FlagValues) -> int:
+def main(values: flags.FlagValues, config: Config) -> int:
     """Runs what the command line says; returns the exit status."""
-    config = cli.config_of(values, Config)
     workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / config.name)
     try:
         train_and_evaluate(config, workdir, extend=values.extend)
@@ -35,7 +34,7 @@ def run() -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Default: runs/<config name>.", flag_values=values)
     flags.DEFINE_boolean("extend", False, "Accept a larger query_budget.", flag_values=values)
-    cli.run(main, values)
+    cli.run(main, values, Config)
 
 
 if __name__ == "__main__":

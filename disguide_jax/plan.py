@@ -1,7 +1,6 @@
 """What a run is made of, and what can be said of it and refused before its first round."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import math
@@ -16,21 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from disguide_jax import checkpoint, convert, data, evaluate, optim, steps, victim
-from disguide_jax.config import Config, to_dict
+from disguide_jax.config import REQUIRED, Config, VictimTrainingConfig, settings, to_dict
 from disguide_jax.errors import UserError
 from disguide_jax.state import Networks, Optimizers, Stage, TrainState, Variables
-
-# Keys that may differ from those a workdir was started with: they cannot change the result.
-HARMLESS = {
-    "checkpoint_every_epochs",
-    "checkpoint_every_queries",
-    "data_dir",
-    "guard",  # what is done from now on
-    "log_every_queries",
-    "output",
-    "rounds_per_call",
-    "victim.made_by",
-}
 
 
 class Run(NamedTuple):
@@ -200,7 +187,11 @@ def check_fits(run: Run, workdir: pathlib.Path) -> None:
 
 
 def refuse_other_config(
-    started_with: dict, config: Config, workdir: pathlib.Path, *, extend: bool
+    started_with: dict,
+    config: Config | VictimTrainingConfig,
+    workdir: pathlib.Path,
+    *,
+    extend: bool,
 ) -> None:
     """Refuses to continue a workdir under another configuration.
 
@@ -208,10 +199,13 @@ def refuse_other_config(
       UserError: lists the keys that differ and would change the result.
     """
     now = _flat(json.loads(json.dumps(to_dict(config))))
+    known = settings(type(config))
+    defaults = {key: about.default for key, about in known.items() if about.default is not REQUIRED}
     # Keys that came later had their defaults.
-    before = _flat_defaults(type(config)) | _flat(started_with)
-    # What the guard makes anew depends on the lines it has seen.
-    harmless = HARMLESS - {"log_every_queries"} if now.get("guard") == "restart" else HARMLESS
+    before = json.loads(json.dumps(defaults)) | _flat(started_with)
+    harmless = {key for key, about in known.items() if about.resume}
+    if now.get("guard") == "restart":  # what it makes anew depends on the lines it has seen
+        harmless.discard("log_every_queries")
     changed = {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
@@ -256,7 +250,7 @@ def read_started_config(workdir: pathlib.Path) -> dict | None:
         raise UserError(f"{path} cannot be read: {error}; choose another --workdir") from error
 
 
-def provenance(config: Config) -> dict[str, Any]:
+def provenance(config: Config | VictimTrainingConfig) -> dict[str, Any]:
     """The content of config.json: the resolved configuration, versions, git commit."""
     packages = ("disguide_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": platform.python_version()}
@@ -291,13 +285,6 @@ def _flat(nested: dict, prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
-
-
-def _flat_defaults(kind: type[Config]) -> dict[str, Any]:
-    fields = dataclasses.fields(kind)
-    missing = dataclasses.MISSING
-    required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
-    return _flat(json.loads(json.dumps(to_dict(kind(**dict.fromkeys(required))))))
 
 
 def _count(variables: Variables, share: int = 1) -> str:

@@ -34,7 +34,7 @@ from disguide_jax import (
     train,
     writers,
 )
-from disguide_jax.config import PRECISIONS, ScheduleConfig
+from disguide_jax.config import ScheduleConfig, VictimTrainingConfig, settings, validate
 from disguide_jax.errors import UserError, disk_errors
 from disguide_jax.evaluate import to_float
 from disguide_jax.replay import Replay
@@ -43,41 +43,6 @@ from disguide_jax.updates import augment
 from disguide_jax.victim import Victim, make_victim
 
 ORDER, AUGMENTATION = range(2)  # streams of random numbers
-NO_PART_OF_THE_RECIPE = {
-    "checkpoint_every_epochs",
-    "data_dir",
-    "evaluate_every_epochs",
-    "name",
-    "output",
-    "test_images",
-}
-
-
-@dataclasses.dataclass
-class VictimTrainingConfig:
-    """The training of one victim."""
-
-    name: str  # of the configuration; the default workdir is runs/<name>
-    dataset: str
-    model: str  # a key of models.CLASSIFIERS
-    width: int = 0  # 0 is the model's usual one
-    seed: int = 0
-    data_dir: str = ""  # where <dataset>.npz or the prepared TFDS data set lies
-    output: str = ""  # "" is victims/<dataset>-<model>.safetensors
-    train_images: int = 0  # take only the first so many; 0 takes all
-    test_images: int = 0
-    epochs: int = 240
-    batch_size: int = 256  # images that fill no batch wait for another epoch's order
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    decay_at: tuple[float, ...] = (0.25, 0.5, 0.75)  # fractions of all updates
-    decay_factor: float = 0.2
-    crop_padding: int = 4  # shifts of up to so many pixels; what comes in is black
-    flip: bool = True  # mirror every second image
-    precision: str = "auto"  # "auto": bfloat16 on a GPU or TPU, float32 on the CPU
-    evaluate_every_epochs: int = 1
-    checkpoint_every_epochs: int = 10
 
 
 class Images(NamedTuple):
@@ -136,62 +101,6 @@ class Stopped(Exception):  # noqa: N818
     def __init__(self, signum: int, epoch: int):
         super().__init__(f"Stopped after {epoch} epochs; everything is saved.")
         self.signum = signum
-
-
-def validate(config: VictimTrainingConfig) -> None:
-    """Checks every value that does not need a file or a device.
-
-    Raises:
-      UserError: names the key, its value, and what would be right.
-    """
-
-    def check(key: str, right: bool, what: str) -> None:
-        if not right:
-            raise UserError(f"config.{key} is {getattr(config, key)!r}; it must be {what}")
-
-    check("name", config.name and "/" not in config.name, "a plain file name")
-    for key, allowed in {"model": models.CLASSIFIERS, "precision": PRECISIONS}.items():
-        check(key, getattr(config, key) in allowed, f"one of {', '.join(allowed)}")
-    is_weights = config.output == "" or config.output.endswith(".safetensors")
-    check("output", is_weights, "a .safetensors file")
-    for key in ("epochs", "batch_size", "evaluate_every_epochs", "checkpoint_every_epochs"):
-        check(key, getattr(config, key) >= 1, "at least 1")
-    check("batch_size", config.batch_size >= 2, "at least 2, for batch statistics")
-    for key in ("width", "train_images", "test_images", "crop_padding"):
-        check(key, getattr(config, key) >= 0, "at least 0")
-    check("seed", 0 <= config.seed < 2**32, "from 0 to 4,294,967,295")
-    for key in ("learning_rate", "decay_factor"):
-        check(key, 0 < getattr(config, key) < math.inf, "above 0")
-    check("weight_decay", 0 <= config.weight_decay < math.inf, "at least 0")
-    check("momentum", 0 <= config.momentum < 1, "from 0 to below 1")
-    check(
-        "decay_at",
-        list(config.decay_at) == sorted(set(config.decay_at))
-        and all(0 < fraction < 1 for fraction in config.decay_at),
-        "growing fractions between 0 and 1",
-    )
-
-
-def select(config: VictimTrainingConfig, variant: str) -> VictimTrainingConfig:
-    """What `configs/NAME.py:variant` means: "" is the run itself, "smoke" its tiny twin.
-
-    The twin trains a narrow network on few images, on noise in place of CIFAR.
-
-    Raises:
-      UserError: there is no such variant.
-    """
-    if variant == "":
-        return config
-    if variant != "smoke":
-        raise UserError(f"{config.name} has no variant {variant!r}; the only one is 'smoke'")
-    config.name += "-smoke"
-    config.output = f"victims/{config.name}.safetensors"
-    if config.dataset.startswith("cifar"):  # LeNets are narrow as they are
-        config.dataset = config.dataset.replace("cifar", "noise")
-        config.width = 4
-    config.train_images, config.test_images, config.batch_size = 72, 64, 16
-    config.epochs, config.evaluate_every_epochs, config.checkpoint_every_epochs = 2, 1, 1
-    return config
 
 
 def draw_order(key: Key, epoch: Array | int, num_images: int, batch_size: int) -> Array:
@@ -317,6 +226,9 @@ def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[st
       Stopped: SIGTERM or SIGINT came; the training is saved.
     """
     validate(config)
+    if config.model not in models.CLASSIFIERS:
+        names = ", ".join(models.CLASSIFIERS)
+        raise UserError(f"config.model is {config.model!r}; it must be one of {names}")
     workdir, output = pathlib.Path(workdir), output_path(config)
     summary_path = workdir / "summary.json"
     started_with = plan.read_started_config(workdir)
@@ -518,9 +430,9 @@ def refuse_to_overwrite(output: pathlib.Path, config: VictimTrainingConfig) -> N
 def recipe(config: VictimTrainingConfig) -> dict[str, Any]:
     """The part of the configuration that decides about the weights."""
     return {
-        key: value
-        for key, value in dataclasses.asdict(config).items()
-        if key not in NO_PART_OF_THE_RECIPE
+        key: getattr(config, key)
+        for key, known in settings(type(config)).items()
+        if not (known.resume or known.reports)
     }
 
 

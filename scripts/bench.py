@@ -87,12 +87,11 @@ Row = dict[str, Any]
 Say = Callable[[str], None]
 
 
-def main(values: flags.FlagValues) -> int:
+def main(values: flags.FlagValues, config: Config) -> int:
     """Runs the suite that the command line names; returns the exit status."""
     for flag in ("suite", "json"):
         if not values[flag].value:
             raise UserError(f"--{flag} is missing\n\n{__doc__.strip()}")
-    config = cli.config_of(values, Config)
     validate(config)
     steps.stages(config)
     path = pathlib.Path(values.json)
@@ -832,7 +831,7 @@ def run() -> None:
     )
     if not any(arg.partition("=")[0] in ("--config", "-config") for arg in sys.argv[1:]):
         sys.argv[1:1] = NARROW if jax.default_backend() == "cpu" else FULL
-    cli.run(main, values)
+    cli.run(main, values, Config)
 
 
 if __name__ == "__main__":

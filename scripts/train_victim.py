@@ -13,15 +13,15 @@ import sys
 from absl import flags
 
 from disguide_jax import cli
-from disguide_jax.victim_training import Stopped, VictimTrainingConfig, train_victim
+from disguide_jax.config import VictimTrainingConfig
+from disguide_jax.victim_training import Stopped, train_victim
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Default: runs/<config name>.", flag_values=FLAGS)
 
 
-def main(values: flags.FlagValues) -> int:
+def main(values: flags.FlagValues, config: VictimTrainingConfig) -> int:
     """Trains what the command line says; returns the exit status."""
-    config = cli.config_of(values, VictimTrainingConfig)
     workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / config.name)
     try:
         train_victim(config, workdir)
@@ -33,4 +33,4 @@ def main(values: flags.FlagValues) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, FLAGS)
+    cli.run(main, FLAGS, VictimTrainingConfig)

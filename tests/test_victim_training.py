@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from disguide_jax import convert, data, evaluate, models, victim
 from disguide_jax import victim_training as vt
-from disguide_jax.config import VictimConfig
+from disguide_jax.config import VictimConfig, VictimTrainingConfig, validate
 from disguide_jax.errors import UserError
 from disguide_jax.state import Net, Variables
 
@@ -73,7 +73,7 @@ def toy(tmp_path, monkeypatch):
 
 
 def toy_config(**changes):
-    config = vt.VictimTrainingConfig(
+    config = VictimTrainingConfig(
         name="toy",
         dataset="toy",
         data_dir=".",
@@ -373,7 +373,8 @@ def test_configurations_are_valid_and_their_headers_name_file_and_command(name):
     assert str(vt.output_path(config)) in header
     assert f"python scripts/train_victim.py --config configs/{name}.py" in header
     for each in (config, smoke):
-        vt.validate(each)
+        validate(each)
+        assert each.model in models.CLASSIFIERS
     assert vt.output_path(smoke) != vt.output_path(config)
     with pytest.raises(UserError, match="'smoke'"):
         get_config(name, "tiny")

@@ -609,10 +609,16 @@ def test_real_cifar10_is_the_same_through_npz_and_tfds(shared, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_cifar100_has_its_test_images_only(shared, tmp_path):
+def test_real_cifar100_has_all_classes_alike_and_may_lack_its_training_images(shared, tmp_path):
     unpack = runpy.run_path(str(shared / "data/unpack.py"))
-    np.savez(tmp_path / "cifar100.npz", **unpack["load"]("cifar100"))
-    test = data.load("cifar100", "test", str(tmp_path))
-    assert np.bincount(test.labels).tolist() == [100] * 100
+    real = unpack["load"]("cifar100")
+    np.savez(tmp_path / "cifar100.npz", **real)
+    for split, each in (("train", 500), ("test", 100)):
+        if f"{split}_labels" in real:
+            labels = data.load("cifar100", split, str(tmp_path)).labels
+            assert np.bincount(labels).tolist() == [each] * 100
+    test_only = {name: real[name] for name in ("test_images", "test_labels", "classes")}
+    np.savez(tmp_path / "cifar100.npz", **test_only)
+    assert len(data.load("cifar100", "test", str(tmp_path)).labels) == 10_000
     with pytest.raises(UserError, match="no train_images"):
         data.load("cifar100", "train", str(tmp_path))

@@ -8,22 +8,17 @@ Cost:    39,062 rounds of 8.8 TFLOP; 12.3 GB of replay in float32, 3.1 GB in uin
 python -m disguide_jax.main --config configs/c100_hard.py
 """
 
-from disguide_jax.config import Config, GeneratorConfig, ScheduleConfig, VictimConfig, select
+from disguide_jax.config import Config
+from disguide_jax.presets import paper, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="c100_hard",
-        dataset="cifar100",
+    config = paper(
+        "c100_hard",
+        recipe="victim_c100_r18",
         labels="hard",
         query_budget=10_000_000,
-        victim=VictimConfig(
-            weights="victims/cifar100-resnet18_8x.safetensors",
-            model="resnet18_8x",
-            made_by="python scripts/train_victim.py --config configs/victim_c100_r18.py",
-        ),
-        generator=GeneratorConfig(diversity_weight=0.04),
-        schedule=ScheduleConfig(block_rounds=150),
+        generator={"diversity_weight": 0.04},
     )
     return select(config, variant)

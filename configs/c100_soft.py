@@ -8,22 +8,17 @@ Cost:    39,062 rounds of 8.8 TFLOP; 12.3 GB of replay in float32, 3.1 GB in uin
 python -m disguide_jax.main --config configs/c100_soft.py
 """
 
-from disguide_jax.config import Config, GeneratorConfig, ScheduleConfig, VictimConfig, select
+from disguide_jax.config import Config
+from disguide_jax.presets import paper, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="c100_soft",
-        dataset="cifar100",
+    config = paper(
+        "c100_soft",
+        recipe="victim_c100_r34",
         labels="soft",
         query_budget=10_000_000,
-        victim=VictimConfig(
-            weights="victims/cifar100-resnet34_8x.safetensors",
-            model="resnet34_8x",
-            made_by="python scripts/train_victim.py --config configs/victim_c100_r34.py",
-        ),
-        generator=GeneratorConfig(diversity_weight=0.04),
-        schedule=ScheduleConfig(block_rounds=150),
+        generator={"diversity_weight": 0.04},
     )
     return select(config, variant)

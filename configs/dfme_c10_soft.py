@@ -8,34 +8,22 @@ Cost:      11,160 rounds of 1,792 queries: one generator update, five clone upda
 python -m disguide_jax.main --config configs/dfme_c10_soft.py
 """
 
-from disguide_jax.config import (
-    ClonesConfig,
-    Config,
-    GeneratorConfig,
-    ScheduleConfig,
-    VictimConfig,
-    ZerothOrderConfig,
-    select,
-)
+from disguide_jax.config import Config
+from disguide_jax.presets import cifar, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="dfme_c10_soft",
-        dataset="cifar10",
+    config = cifar(
+        "dfme_c10_soft",
+        recipe="victim_c10_r34",
         labels="soft",
         query_budget=20_000_000,
         method="dfme",
         num_clones=1,
-        victim=VictimConfig(
-            weights="victims/cifar10-resnet34_8x.safetensors",
-            model="resnet34_8x",
-            made_by="python scripts/train_victim.py --config configs/victim_c10_r34.py",
-        ),
-        generator=GeneratorConfig(weight_decay=5e-4, gray_every=0),
-        clones=ClonesConfig(learning_rate=0.1, steps=5),
-        schedule=ScheduleConfig(fractions=(0.1, 0.3, 0.5)),
-        zeroth_order=ZerothOrderConfig(directions=1, epsilon=1e-3),
+        generator={"weight_decay": 5e-4, "gray_every": 0},
+        clones={"learning_rate": 0.1, "steps": 5},
+        schedule={"fractions": (0.1, 0.3, 0.5)},
+        zeroth_order={"directions": 1, "epsilon": 1e-3},
     )
     return select(config, variant)

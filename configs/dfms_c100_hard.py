@@ -8,31 +8,27 @@ Cost:      139,776 queries for validation and offline images, then 154,066 round
 python -m disguide_jax.main --config configs/dfms_c100_hard.py
 """
 
-from disguide_jax.config import ClonesConfig, Config, GeneratorConfig, VictimConfig, select
+from disguide_jax.config import Config
+from disguide_jax.presets import cifar, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="dfms_c100_hard",
-        dataset="cifar100",
+    config = cifar(
+        "dfms_c100_hard",
+        recipe="victim_c100_r18",
         labels="hard",
         query_budget=10_000_000,
         method="dfms",
         batch_size=64,
         num_clones=1,
-        victim=VictimConfig(
-            weights="victims/cifar100-resnet18_8x.safetensors",
-            model="resnet18_8x",
-            made_by="python scripts/train_victim.py --config configs/victim_c100_r18.py",
-        ),
-        generator=GeneratorConfig(
-            model="dcgan",
-            latent_dim=100,
-            learning_rate=2e-4,
-            diversity_weight=100.0,
-            gray_every=0,
-        ),
-        clones=ClonesConfig(learning_rate=0.01),
+        generator={
+            "model": "dcgan",
+            "latent_dim": 100,
+            "learning_rate": 2e-4,
+            "diversity_weight": 100.0,
+            "gray_every": 0,
+        },
+        clones={"learning_rate": 0.01},
     )
     return select(config, variant)

@@ -6,48 +6,34 @@ Clones:  two LeNet-5 of half the width.
 python -m disguide_jax.main --config configs/digits_dfms.py
 """
 
-from disguide_jax.config import (
-    ClonesConfig,
-    Config,
-    DfmsConfig,
-    GeneratorConfig,
-    VictimConfig,
-    select,
-)
+from disguide_jax.config import Config
+from disguide_jax.presets import digits, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="digits_dfms",
-        dataset="digits",
+    config = digits(
+        "digits_dfms",
         labels="hard",
         query_budget=48_000,
         method="dfms",
-        batch_size=16,
-        victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),
-        generator=GeneratorConfig(
-            model="dcgan",
-            width=8,
-            latent_dim=64,
-            learning_rate=2e-4,
-            diversity_weight=50.0,
-            gray_every=0,
-        ),
-        clones=ClonesConfig(model="lenet5_half", learning_rate=0.01),
-        dfms=DfmsConfig(
-            proxy_images=2_000,
-            gan_epochs=5,
-            validation_images=500,
-            offline_images=1_000,
-            offline_epochs=20,
-            offline_learning_rate=0.03,
-            diversity_epochs=2,
-            choose_every_rounds=200,
-            flip=False,
-        ),
-        log_every_queries=1_200,
-        evaluate_every_queries=2_400,
-        checkpoint_every_queries=8_000,
+        generator={
+            "model": "dcgan",
+            "learning_rate": 2e-4,
+            "diversity_weight": 50.0,
+            "gray_every": 0,
+        },
+        clones={"learning_rate": 0.01},
+        dfms={
+            "proxy_images": 2_000,
+            "gan_epochs": 5,
+            "validation_images": 500,
+            "offline_images": 1_000,
+            "offline_epochs": 20,
+            "offline_learning_rate": 0.03,
+            "diversity_epochs": 2,
+            "choose_every_rounds": 200,
+            "flip": False,
+        },
     )
     return select(config, variant)

@@ -6,31 +6,18 @@ Clones:  two LeNet-5 of half the width.
 python -m disguide_jax.main --config configs/digits_dual_students.py
 """
 
-from disguide_jax.config import (
-    ClonesConfig,
-    Config,
-    GeneratorConfig,
-    ScheduleConfig,
-    VictimConfig,
-    select,
-)
+from disguide_jax.config import Config
+from disguide_jax.presets import digits, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="digits_dual_students",
-        dataset="digits",
+    config = digits(
+        "digits_dual_students",
         labels="soft",
         query_budget=48_000,
         method="dual_students",
-        batch_size=16,
-        victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),
-        generator=GeneratorConfig(width=8, latent_dim=64, learning_rate=3e-5, gray_every=0),
-        clones=ClonesConfig(model="lenet5_half", learning_rate=0.03, steps=5),
-        schedule=ScheduleConfig(fractions=(0.4, 0.8)),
-        log_every_queries=1_200,
-        evaluate_every_queries=2_400,
-        checkpoint_every_queries=8_000,
+        generator={"learning_rate": 3e-5, "gray_every": 0},
+        clones={"learning_rate": 0.03, "steps": 5},
     )
     return select(config, variant)

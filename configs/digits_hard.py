@@ -8,30 +8,18 @@ Cost:    about a minute on two CPU cores.
 python -m disguide_jax.main --config configs/digits_hard.py
 """
 
-from disguide_jax.config import (
-    ClonesConfig,
-    Config,
-    GeneratorConfig,
-    ReplayConfig,
-    VictimConfig,
-    select,
-)
+from disguide_jax.config import Config
+from disguide_jax.presets import digits, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="digits_hard",
-        dataset="digits",
+    config = digits(
+        "digits_hard",
         labels="hard",
         query_budget=48_000,
-        batch_size=16,
-        victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),
-        generator=GeneratorConfig(width=8, latent_dim=64, learning_rate=3e-3, gray_every=0),
-        clones=ClonesConfig(model="lenet5_half", learning_rate=0.01),
-        replay=ReplayConfig(size=48_000, batches=3),
-        log_every_queries=1_200,
-        evaluate_every_queries=2_400,
-        checkpoint_every_queries=8_000,
+        generator={"learning_rate": 3e-3, "gray_every": 0},
+        clones={"learning_rate": 0.01},
+        replay={"size": 48_000},
     )
     return select(config, variant)

@@ -6,37 +6,21 @@ Clones:  two LeNet-5 of half the width.
 python -m disguide_jax.main --config configs/digits_maze.py
 """
 
-from disguide_jax.config import (
-    ClonesConfig,
-    Config,
-    GeneratorConfig,
-    ReplayConfig,
-    ScheduleConfig,
-    VictimConfig,
-    ZerothOrderConfig,
-    select,
-)
+from disguide_jax.config import Config
+from disguide_jax.presets import digits, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="digits_maze",
-        dataset="digits",
+    config = digits(
+        "digits_maze",
         labels="soft",
         query_budget=48_000,
         method="maze",
-        batch_size=16,
-        victim=VictimConfig(weights="embedded:digits-lenet5.safetensors", model="lenet5"),
-        generator=GeneratorConfig(
-            width=8, latent_dim=64, optimizer="sgd", learning_rate=3e-2, gray_every=0
-        ),
-        clones=ClonesConfig(model="lenet5_half", learning_rate=0.03, steps=5, soft_loss="kl"),
-        replay=ReplayConfig(size=48_000, batches=10),
-        schedule=ScheduleConfig(shape="cosine"),
-        zeroth_order=ZerothOrderConfig(directions=2),
-        log_every_queries=1_200,
-        evaluate_every_queries=2_400,
-        checkpoint_every_queries=8_000,
+        generator={"optimizer": "sgd", "learning_rate": 3e-2, "gray_every": 0},
+        clones={"learning_rate": 0.03, "steps": 5, "soft_loss": "kl"},
+        replay={"size": 48_000, "batches": 10},
+        schedule={"shape": "cosine"},
+        zeroth_order={"directions": 2},
     )
     return select(config, variant)

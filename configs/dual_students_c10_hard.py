@@ -8,31 +8,20 @@ Cost:      15,625 rounds of 1,280 queries: one generator update, five clone upda
 python -m disguide_jax.main --config configs/dual_students_c10_hard.py
 """
 
-from disguide_jax.config import (
-    ClonesConfig,
-    Config,
-    GeneratorConfig,
-    ScheduleConfig,
-    VictimConfig,
-    select,
-)
+from disguide_jax.config import Config
+from disguide_jax.presets import cifar, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="dual_students_c10_hard",
-        dataset="cifar10",
+    config = cifar(
+        "dual_students_c10_hard",
+        recipe="victim_c10_r34",
         labels="hard",
         query_budget=20_000_000,
         method="dual_students",
-        victim=VictimConfig(
-            weights="victims/cifar10-resnet34_8x.safetensors",
-            model="resnet34_8x",
-            made_by="python scripts/train_victim.py --config configs/victim_c10_r34.py",
-        ),
-        generator=GeneratorConfig(weight_decay=5e-4, gray_every=0),
-        clones=ClonesConfig(learning_rate=0.3, steps=5),
-        schedule=ScheduleConfig(fractions=(0.1, 0.3, 0.5)),
+        generator={"weight_decay": 5e-4, "gray_every": 0},
+        clones={"learning_rate": 0.3, "steps": 5},
+        schedule={"fractions": (0.1, 0.3, 0.5)},
     )
     return select(config, variant)

@@ -10,44 +10,31 @@ Cost:      15,625 rounds of 1,920 queries: one generator update, five clone upda
 python -m disguide_jax.main --config configs/maze_c10_soft.py
 """
 
-from disguide_jax.config import (
-    ClonesConfig,
-    Config,
-    GeneratorConfig,
-    ReplayConfig,
-    ScheduleConfig,
-    VictimConfig,
-    ZerothOrderConfig,
-    select,
-)
+from disguide_jax.config import Config
+from disguide_jax.presets import cifar, select
 
 
 def get_config(variant: str = "") -> Config:
     """The configuration, or its variant "smoke"."""
-    config = Config(
-        name="maze_c10_soft",
-        dataset="cifar10",
+    config = cifar(
+        "maze_c10_soft",
+        recipe="victim_c10_r34",
         labels="soft",
         query_budget=30_000_000,
         method="maze",
         batch_size=128,
         num_clones=1,
-        victim=VictimConfig(
-            weights="victims/cifar10-resnet34_8x.safetensors",
-            model="resnet34_8x",
-            made_by="python scripts/train_victim.py --config configs/victim_c10_r34.py",
-        ),
-        generator=GeneratorConfig(
-            latent_dim=100,
-            optimizer="sgd",
-            learning_rate=1e-4,
-            momentum=0.9,
-            weight_decay=5e-4,
-            gray_every=0,
-        ),
-        clones=ClonesConfig(learning_rate=0.1, steps=5, soft_loss="kl"),
-        replay=ReplayConfig(batches=10),
-        schedule=ScheduleConfig(shape="cosine"),
-        zeroth_order=ZerothOrderConfig(directions=10, epsilon=1e-3),
+        generator={
+            "latent_dim": 100,
+            "optimizer": "sgd",
+            "learning_rate": 1e-4,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "gray_every": 0,
+        },
+        clones={"learning_rate": 0.1, "steps": 5, "soft_loss": "kl"},
+        replay={"batches": 10},
+        schedule={"shape": "cosine"},
+        zeroth_order={"directions": 10, "epsilon": 1e-3},
     )
     return select(config, variant)

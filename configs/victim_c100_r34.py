@@ -11,7 +11,8 @@ Cost:    8.4e16 operations (7.0 GFLOP an image).
 python scripts/train_victim.py --config configs/victim_c100_r34.py
 """
 
-from disguide_jax.config import VictimTrainingConfig, select
+from disguide_jax.config import VictimTrainingConfig
+from disguide_jax.presets import select
 
 
 def get_config(variant: str = "") -> VictimTrainingConfig:

@@ -13,7 +13,8 @@ Cost:    8.4e16 operations (7.0 GFLOP an image). To see it learn on two busy CPU
 python scripts/train_victim.py --config configs/victim_c10_r34.py
 """
 
-from disguide_jax.config import VictimTrainingConfig, select
+from disguide_jax.config import VictimTrainingConfig
+from disguide_jax.presets import select
 
 
 def get_config(variant: str = "") -> VictimTrainingConfig:

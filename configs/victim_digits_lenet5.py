@@ -8,7 +8,8 @@ Cost:    a minute on two CPU cores.
 python scripts/train_victim.py --config configs/victim_digits_lenet5.py
 """
 
-from disguide_jax.config import VictimTrainingConfig, select
+from disguide_jax.config import VictimTrainingConfig
+from disguide_jax.presets import select
 
 
 def get_config(variant: str = "") -> VictimTrainingConfig:

@@ -9,20 +9,21 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from disguide_jax.config import RENAMED, REQUIRED, settings
-from disguide_jax.errors import UserError
+from disguide_jax.errors import UserError, exit_status
+from disguide_jax.settings import RENAMED, REQUIRED, settings
 
 WIDTH = 100  # of --help
 
 
-def run(
-    main: Callable[[flags.FlagValues, Any], int | None], values: flags.FlagValues, kind: type
+def run[Kind](
+    main: Callable[[flags.FlagValues, Kind], int | None],
+    values: flags.FlagValues,
+    kind: type[Kind],
 ) -> None:
     """Parses the command line into `values`, calls `main` with it and the configuration, exits.
 
@@ -33,14 +34,14 @@ def run(
         "config", None, "configs/NAME.py or configs/NAME.py:variant", flag_values=values
     )
     flags.DEFINE_boolean("help", False, "Show this.", short_name="h", flag_values=values)
-    try:
+
+    def parsed() -> int | None:
         _parse(values, kind)
         config = _config_of(values, kind)
         keep_compiled()
-        sys.exit(main(values, config))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return main(values, config)
+
+    sys.exit(exit_status(parsed))
 
 
 def keep_compiled() -> None:
@@ -81,8 +82,19 @@ def describe_keys(kind: type) -> str:
     return "\n".join(blocks)
 
 
+def require(values: flags.FlagValues, *names: str) -> None:
+    """Raises UserError, with the usage, where one of these flags is not given."""
+    for name in names:
+        if values[name].value in (None, ""):
+            raise UserError(f"--{name} is missing\n\n{_usage()}")
+
+
+def _usage() -> str:
+    return (sys.modules["__main__"].__doc__ or "").strip()
+
+
 def _parse(values: flags.FlagValues, kind: type) -> None:
-    usage = (sys.modules["__main__"].__doc__ or "").strip()
+    usage = _usage()
     try:
         unused = values(sys.argv)[1:]
     except flags.Error as error:
@@ -104,11 +116,10 @@ def _parse(values: flags.FlagValues, kind: type) -> None:
         sys.exit(0)
     if unused:
         raise UserError(f"unknown argument {unused[0]!r}\n\n{usage}")
-    if values.config is None:
-        raise UserError(f"--config is missing\n\n{usage}")
+    require(values, "config")
 
 
-def _config_of(values: flags.FlagValues, kind: type) -> Any:
+def _config_of[Kind](values: flags.FlagValues, kind: type[Kind]) -> Kind:
     if isinstance(values.config, kind):
         return values.config
     path = config_flags.get_config_filename(values["config"])

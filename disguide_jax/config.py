@@ -6,66 +6,14 @@ authors' code differ the defaults follow the code, which made the numbers.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 from disguide_jax.errors import UserError
+from disguide_jax.settings import REQUIRED, get_value, setting, settings
 
 EMBEDDED = "embedded:"  # weights that lie in disguide_jax/assets
 RANDOM_WEIGHTS = "random"
-REQUIRED = dataclasses.MISSING  # the default of a key that every configuration must set
 MAX_SEED = 2**32 - 1
-RENAMED: dict[str, str] = {}  # old key: new key, for the message to who still uses the old one
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is known of one key: its default, its meaning, and which values are right."""
-
-    default: Any
-    help: str
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
-    one_of: tuple[str, ...] = ()
-    fits: Callable[[Any], bool] | None = None  # for what the bounds cannot say, see must_be
-    must_be: str = ""  # the right values in words, where the bounds do not say it best
-    resume: bool = False  # may differ from what a workdir was started with
-    reports: bool = False  # changes what is said of a result, never the result
-
-    def allows(self, value: Any) -> bool:
-        """Whether the value is right; a number that is not finite never is."""
-        return (
-            (not isinstance(value, float) or math.isfinite(value))
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-            and (not self.one_of or value in self.one_of)
-            and (self.fits is None or self.fits(value))
-        )
-
-    @property
-    def right(self) -> str:
-        """The right values in words, after "it must be"; empty where every finite one is."""
-        if self.must_be:
-            return self.must_be
-        if self.one_of:
-            return f"one of {', '.join(map(repr, self.one_of))}"
-        if self.least is not None and self.most is not None:
-            return f"from {self.least:,} to {self.most:,}"
-        if self.least is not None and self.below is not None:
-            return f"from {self.least:,} to below {self.below:,}"
-        limits = {"at least": self.least, "above": self.above, "below": self.below}
-        return " and ".join(f"{word} {x:,}" for word, x in limits.items() if x is not None)
-
-
-def setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field of a configuration; `limits` are those of `Setting`."""
-    about = Setting(default, help, **limits)
-    return dataclasses.field(default=default, metadata={"setting": about})
 
 
 def _is_file_name(name: str) -> bool:
@@ -82,23 +30,27 @@ class VictimConfig:
 
     weights: str = setting(
         "",
-        'a .safetensors, .pt or .pth file, "embedded:NAME", or "random"',
+        'a .safetensors, .pt or .pth file, "embedded:NAME", or "random"; what is in it counts, '
+        "not where it lies",
         fits=bool,
         must_be="a file of weights, or 'random'",
     )
-    model: str = setting("", "what the weights must be; empty takes whatever they are")
-    width: int = setting(0, "for random weights; 0 is the model's usual one", least=0)
+    model: str = setting("", "what the weights must be; empty takes whatever they are", auto=True)
+    width: int = setting(0, "for random weights; 0 is the model's usual one", least=0, auto=True)
     input_space: str = setting(
         "pre-transform",
         "of what is sent: images; or images that the attacker, who knows how, has normalised",
         one_of=("pre-transform", "post-transform"),
     )
     mean: tuple[float, ...] = setting(
-        (), "of pixels in [0, 1], per channel; () is the data set's own"
+        (),
+        "of pixels in [0, 1], per channel; () is what the file says, or the data set's own",
+        auto=True,
     )
     std: tuple[float, ...] = setting(
         (),
-        "of pixels in [0, 1], per channel; () is the data set's own",
+        "of pixels in [0, 1], per channel; () is what the file says, or the data set's own",
+        auto=True,
         fits=lambda std: all(s > 0 for s in std),
         must_be="above 0 in every channel",
     )
@@ -127,11 +79,21 @@ class GeneratorConfig:
 
 
 @dataclasses.dataclass
+class DisguideConfig:
+    """Counts of Algorithm 1 that the paper leaves at 1, beside `replay.batches`."""
+
+    generator_steps: int = setting(1, "g-iter, generator updates in a round", least=1)
+    fresh_batches: int = setting(
+        1, "d-iter, batches that are sent, stored and learnt from in a round", least=1
+    )
+
+
+@dataclasses.dataclass
 class ClonesConfig:
     """The networks that learn from the victim's answers."""
 
     model: str = setting("resnet18_8x", "resnet18_8x, resnet34_8x, lenet5 or lenet5_half")
-    width: int = setting(0, "0 is the model's usual one", least=0)
+    width: int = setting(0, "0 is the model's usual one", least=0, auto=True)
     steps: int = setting(
         5, "updates on paid batches in a round; disguide makes 1 whatever this is", least=1
     )
@@ -218,9 +180,10 @@ class DfmsConfig:
     flip: bool = setting(True, "mirror half of the images")
 
 
+@final
 @dataclasses.dataclass
 class Config:
-    """One extraction."""
+    """One extraction: a victim, how it is asked, and what learns from its answers."""
 
     name: str = setting(
         REQUIRED,
@@ -237,6 +200,18 @@ class Config:
     query_budget: int = setting(
         REQUIRED, "images that the victim may be sent", least=1, most=2**31 - 1
     )
+    query_dtype: str = setting(
+        "auto",
+        "what images are rounded to before the victim sees them; auto is what the replay stores, "
+        "float32 without one; uint8 is what an image API takes",
+        one_of=("auto", "float32", "bfloat16", "uint8"),
+        auto=True,
+    )
+    as_in_text: bool = setting(
+        False,
+        "disguide as in the paper's text where it differs from the authors' code: clones learn by "
+        "cross-entropy, the generator's weight decay is 5e-4, rates fall at exact fractions",
+    )
     method: str = setting("disguide", "disguide, dual_students, dfme, maze or dfms")
     seed: int = setting(0, "of all random numbers", least=0, most=MAX_SEED)
     batch_size: int = setting(
@@ -251,18 +226,20 @@ class Config:
     clones: ClonesConfig = dataclasses.field(default_factory=ClonesConfig)
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    disguide: DisguideConfig = dataclasses.field(default_factory=DisguideConfig)
     zeroth_order: ZerothOrderConfig = dataclasses.field(default_factory=ZerothOrderConfig)
     dfms: DfmsConfig = dataclasses.field(default_factory=DfmsConfig)
     guard: str = setting(
         "warn",
         "what a run does from now on that is stuck, see disguide_jax/guard.py",
-        one_of=("warn", "restart", "stop"),
+        one_of=("warn", "restart", "stop", "off"),
         resume=True,
     )
     precision: str = setting(
         "auto",
-        "auto is bfloat16 on a GPU or TPU, float32 on the CPU",
+        "auto is bfloat16 on a GPU or TPU, float32 on the CPU, where a run begins",
         one_of=("auto", "float32", "bfloat16"),
+        auto=True,
     )
     rounds_per_call: int = setting(
         0, "rounds in one call of the compiled step; 0 suits the backend", least=0, resume=True
@@ -274,6 +251,7 @@ class Config:
     checkpoint_every_queries: int = setting(500_000, "between checkpoints", least=1, resume=True)
 
 
+@final
 @dataclasses.dataclass
 class VictimTrainingConfig:
     """The training of one victim."""
@@ -287,7 +265,7 @@ class VictimTrainingConfig:
     )
     dataset: str = setting(REQUIRED, "what the victim is trained and tested on")
     model: str = setting(REQUIRED, "resnet18_8x, resnet34_8x, lenet5 or lenet5_half")
-    width: int = setting(0, "0 is the model's usual one", least=0)
+    width: int = setting(0, "0 is the model's usual one", least=0, auto=True)
     seed: int = setting(0, "of all random numbers", least=0, most=MAX_SEED)
     data_dir: str = setting("", "where DATASET.npz or the prepared TFDS data set lies", resume=True)
     output: str = setting(
@@ -322,24 +300,14 @@ class VictimTrainingConfig:
     flip: bool = setting(True, "mirror every second image")
     precision: str = setting(
         "auto",
-        "auto is bfloat16 on a GPU or TPU, float32 on the CPU",
+        "auto is bfloat16 on a GPU or TPU, float32 on the CPU, where a run begins",
         one_of=("auto", "float32", "bfloat16"),
+        auto=True,
     )
     evaluate_every_epochs: int = setting(
         1, "between evaluations on the test images", least=1, reports=True
     )
     checkpoint_every_epochs: int = setting(10, "between checkpoints", least=1, resume=True)
-
-
-def settings(kind: type, prefix: str = "") -> dict[str, Setting]:
-    """All keys of a kind of configuration, dotted, and what is known of them."""
-    found: dict[str, Setting] = {}
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(field.default_factory):
-            found |= settings(field.default_factory, f"{prefix}{field.name}.")
-        else:
-            found[prefix + field.name] = field.metadata["setting"]
-    return found
 
 
 def validate(config: Config | VictimTrainingConfig) -> None:
@@ -351,10 +319,10 @@ def validate(config: Config | VictimTrainingConfig) -> None:
 
     def check(key: str, right: bool, what: str) -> None:
         if not right:
-            raise UserError(f"config.{key} is {_value(config, key)!r}; it must be {what}")
+            raise UserError(f"config.{key} is {get_value(config, key)!r}; it must be {what}")
 
     for key, known in settings(type(config)).items():
-        check(key, known.allows(_value(config, key)), known.right or "a finite number")
+        check(key, known.allows(get_value(config, key)), known.right or "a finite number")
     if isinstance(config, Config):
         check(
             "victim.model",
@@ -368,71 +336,6 @@ def validate(config: Config | VictimTrainingConfig) -> None:
         )
 
 
-def smoke(config: Config) -> Config:
-    """The same run in seconds: narrow networks, a random victim, noise to test on, few rounds.
-
-    Everything else - method, labels, losses, number of clones - stays as it is.
-    """
-    config.name += "-smoke"
-    config.batch_size = 8
-    config.clones.steps, config.zeroth_order.directions = 2, 1
-    batches = {"dual_students": 2, "dfme": 4, "maze": 3}.get(config.method, 1)  # sent in a round
-    in_round = batches * config.batch_size
-    config.query_budget = 5 * in_round + 3  # the last 3 are never sent
-    config.log_every_queries = in_round
-    config.evaluate_every_queries = 2 * in_round
-    config.checkpoint_every_queries = 2 * in_round
-    if config.method == "dfms":  # two rounds of validation, two of 16 labels, twice; then five
-        config.dfms.proxy_images = config.dfms.validation_images = 2 * config.batch_size + 1
-        config.dfms.offline_images = 2 * config.batch_size + 1
-        config.dfms.gan_epochs = config.dfms.offline_epochs = config.dfms.diversity_epochs = 1
-        config.dfms.choose_every_rounds = 2
-        config.query_budget += 12 * config.batch_size
-    config.schedule.block_rounds = 1
-    config.replay.size = 3 * config.batch_size + 1  # wraps around
-    config.replay.batches = 1  # compiles in half the time of 3
-    config.generator.width, config.generator.latent_dim = 4, 16
-    config.victim.weights = RANDOM_WEIGHTS
-    if config.dataset.startswith("cifar"):  # LeNets are narrow as they are
-        config.dataset = config.dataset.replace("cifar", "noise")
-        if config.method == "disguide":
-            config.victim.width = config.clones.width = 4
-        else:  # some compile many kinds of rounds
-            config.victim.model, config.clones.model = "lenet5", "lenet5_half"
-    return config
-
-
-def smoke_training(config: VictimTrainingConfig) -> VictimTrainingConfig:
-    """The same training in seconds: a narrow network on few images, noise in place of CIFAR."""
-    config.name += "-smoke"
-    config.output = f"victims/{config.name}.safetensors"
-    if config.dataset.startswith("cifar"):  # LeNets are narrow as they are
-        config.dataset = config.dataset.replace("cifar", "noise")
-        config.width = 4
-    config.train_images, config.test_images, config.batch_size = 72, 64, 16
-    config.epochs, config.evaluate_every_epochs, config.checkpoint_every_epochs = 2, 1, 1
-    return config
-
-
-def select[Kind: (Config, VictimTrainingConfig)](config: Kind, variant: str) -> Kind:
-    """What `configs/NAME.py:variant` means: "" is the run itself, "smoke" its tiny twin.
-
-    Raises:
-      UserError: there is no such variant.
-    """
-    if variant == "":
-        return config
-    if variant == "smoke":
-        return smoke(config) if isinstance(config, Config) else smoke_training(config)
-    raise UserError(f"{config.name} has no variant {variant!r}; the only one is 'smoke'")
-
-
 def to_dict(config: Config | VictimTrainingConfig) -> dict[str, Any]:
     """The configuration as plain nested dicts, lists and scalars, for JSON."""
     return dataclasses.asdict(config)
-
-
-def _value(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config

@@ -2,7 +2,8 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 
 class UserError(Exception):
@@ -11,6 +12,15 @@ class UserError(Exception):
     Its message says what was wrong, where, and what would be right. Programs print it
     without a traceback and exit with status 2.
     """
+
+
+def exit_status(main: Callable[[], int | None]) -> int:
+    """What a program that calls `main` exits with; a user's mistake is one message and 2."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from absl import flags
 
 from disguide_jax import cli
 from disguide_jax.config import Config
-from disguide_jax.train import Stopped, train_and_evaluate
+from disguide_jax.run.extraction import train_and_evaluate
+from disguide_jax.run.signals import Stopped
 
 
 def main(values: flags.FlagValues, config: Config) -> int:

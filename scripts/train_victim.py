@@ -14,7 +14,8 @@ from absl import flags
 
 from disguide_jax import cli
 from disguide_jax.config import VictimTrainingConfig
-from disguide_jax.victim_training import Stopped, train_victim
+from disguide_jax.run.signals import Stopped
+from disguide_jax.run.supervised import train_victim
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "Default: runs/<config name>.", flag_values=FLAGS)

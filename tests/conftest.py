@@ -7,6 +7,8 @@ from types import ModuleType
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # most time goes to compiling
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("NPROC", "1")  # threads of XLA, in processes that we start too
 
 import jax
 import pytest
@@ -18,7 +20,10 @@ jax.config.update("jax_debug_key_reuse", True)
 @pytest.fixture(autouse=True, scope="session")
 def _compile_once(tmp_path_factory):
     """Runs of one configuration share what they compile, those in other processes too."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # its folder is one of several side by side
+        folder = folder.parent
+    folder = str(folder / "compiled")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder

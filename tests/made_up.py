@@ -5,7 +5,7 @@ import json
 from PIL import Image
 
 from disguide_jax import config
-from disguide_jax.studies import Result
+from disguide_jax.study.results import Result
 
 
 def make_result(accuracies, interval=100) -> Result:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from conftest import load_script
 
-from disguide_jax import steps, studies, train, updates
 from disguide_jax.config import Config, GeneratorConfig
-
-reproduce = load_script("reproduce")
+from disguide_jax.core import images
+from disguide_jax.run import evaluate
+from disguide_jax.run.progress import Progress
+from disguide_jax.study import paper, results
 
 DEFAULTS = {  # METHODS: what the authors' code does
     "method": "disguide",
@@ -43,6 +43,8 @@ DEFAULTS = {  # METHODS: what the authors' code does
     "schedule.fractions": (0.4, 0.8),
     "schedule.factor": 0.3,
     "victim.input_space": "pre-transform",
+    "disguide.generator_steps": 1,
+    "disguide.fresh_batches": 1,
     "zeroth_order.epsilon": 1e-3,
 }
 
@@ -68,7 +70,7 @@ def test_defaults_are_those_of_the_authors_code(key):
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_configurations_change_what_the_paper_says_and_nothing_else(name):
     dataset, labels, budget, diversity_weight, victim = PAPER[name]
-    config = studies.load_config(name)
+    config = results.load_config(name)
     assert (config.dataset, config.labels, config.query_budget) == (dataset, labels, budget)
     assert config.victim.weights == f"victims/{victim}.safetensors"
     assert config.victim.model == victim.split("-")[1]
@@ -99,28 +101,28 @@ TABLE_2 = [  # earlier system's accuracy and budget, DisGUIDE's queries
 
 
 def test_the_papers_numbers_are_the_papers():
-    rows = reproduce.FINAL["full"]
+    rows = paper.FINAL["full"]
     ours = {row.cell.config: tuple(row.paper) for row in rows if row.cell}
     assert ours == TABLES_1_5_6
     earlier = {(row.setting, row.technique): tuple(row.paper)[:2] for row in rows if not row.cell}
     assert earlier == REPORTED
-    races = [(r.cell.config, r.accuracy, r.budget, r.paper) for r in reproduce.RACES["full"]]
+    races = [(r.cell.config, r.accuracy, r.budget, r.paper) for r in paper.RACES["full"]]
     assert races == TABLE_2
-    gray = [row.paper.final for row in reproduce.GRAYSCALE["full"]]
+    gray = [row.paper.final for row in paper.GRAYSCALE["full"]]
     assert gray == ["93.25 ± 0.15", "93.36 ± 0.16", "85.54 ± 2.47", "87.93 ± 1.74"]
-    transform = [tuple(row.paper)[:2] for row in reproduce.TRANSFORM["full"]]
+    transform = [tuple(row.paper)[:2] for row in paper.TRANSFORM["full"]]
     assert transform == [("95.54", "93.36 ± 0.16"), ("95.54", "93.45 ± 0.23")]
-    assert reproduce.FIG3_PAPER == {1_000_000: 0.9336}
-    assert reproduce.FIG4_PAPER == {3: 0.9336, 5: 0.9374}
-    assert sorted(reproduce.VICTIMS.values()) == [77.52, 77.70, 95.54]
+    assert paper.FIG3_PAPER == {1_000_000: 0.9336}
+    assert paper.FIG4_PAPER == {3: 0.9336, 5: 0.9374}
+    assert sorted(paper.VICTIMS.values()) == [77.52, 77.70, 95.54]
 
 
 @pytest.mark.parametrize("weight", [0.04, 0.2, 3.0])
 def test_a_round_weighs_diversity_as_configured(weight):
     generator = GeneratorConfig(width=2, latent_dim=4, diversity_weight=weight)
     config = tiny.config(generator=generator)
-    networks, tx, state = tiny.build(config)
-    step = steps.make_train_step(config, networks, tx, channels=3)
+    kit, state = tiny.build(config)
+    step = tiny.make_step(kit)
     _, metrics = jax.jit(step)(state, jax.tree_util.Partial(tiny.brightness))
     expected = -metrics["gen/disagreement"] + weight * metrics["gen/diversity_loss"]
     np.testing.assert_allclose(metrics["gen/loss"], expected, rtol=1e-5)
@@ -129,7 +131,7 @@ def test_a_round_weighs_diversity_as_configured(weight):
 
 def test_latents_are_standard_normal_and_the_gray_channel_any_of_all():
     keys = jax.random.split(jax.random.key(0), 200)
-    z, channel = jax.vmap(lambda key: updates.draw_latent(key, 16, 32, 3))(keys)
+    z, channel = jax.vmap(lambda key: images.draw_latent(key, 16, 32, 3))(keys)
     z = np.asarray(z)
     assert z.shape == (200, 16, 32)
     np.testing.assert_allclose([z.mean(), z.std(), (z**4).mean()], [0, 1, 3], atol=0.15)
@@ -140,7 +142,7 @@ def test_latents_are_standard_normal_and_the_gray_channel_any_of_all():
 def test_the_generators_decay_joins_the_gradient_as_pytorchs_adam_has_it():
     """Not AdamW's, which shrinks the weights beside the step."""
     generator = GeneratorConfig(width=2, latent_dim=4, weight_decay=0.1, learning_rate=0.01)
-    tx = steps.make_optimizers(tiny.config(generator=generator)).generator
+    tx = tiny.build(tiny.config(generator=generator))[0].tx.generator
     param, grads = 2.0, (0.3, -0.1, 0.2)
     params = {"w": jnp.full(1, param)}
     opt_state, mean, square = tx.init(params), 0.0, 0.0
@@ -155,10 +157,10 @@ def test_the_generators_decay_joins_the_gradient_as_pytorchs_adam_has_it():
 
 
 def test_the_maximum_is_that_of_all_evaluations_and_milestones_keep_the_first():
-    progress = train.Progress()
+    progress = Progress()
     for queries, accuracy in ((100, 0.3), (200, 0.85), (300, 0.6)):
-        scores = train.evaluate.Scores(np.array([0.1]), accuracy, 0.2, 0.4)
-        train.note_scores(progress, scores, queries)
+        scores = evaluate.Scores(np.array([0.1]), accuracy, 0.2, 0.4)
+        progress.note(scores, queries)
     assert progress.max_soft_vote_accuracy == 0.85
     assert progress.queries_to["0.3"] == 100
     assert progress.queries_to["0.6"] == progress.queries_to["0.85"] == 200

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_script
 
-bench = load_script("bench")
+from disguide_jax import cli
+from disguide_jax.config import Config
+from disguide_jax.study import bench, measure
 
 SMOKE = f"--config={ROOT / 'configs/digits_hard.py'}:smoke"
 TIMES = {"case", "median_seconds", "p10_seconds", "p90_seconds", "turns"}
@@ -23,8 +25,9 @@ def run(monkeypatch, capsys, tmp_path):
     def run(*arguments: str, config: str = SMOKE) -> tuple[int, str, str, dict | None]:
         argv = ["bench.py", config, "--json=out/found.json", "--seconds=0", *arguments]
         monkeypatch.setattr(sys, "argv", argv)
+        script = load_script("bench")
         with pytest.raises(SystemExit) as exit_:
-            bench.run()
+            cli.run(script.main, script.FLAGS, Config)
         path = tmp_path / "out/found.json"
         text = path.read_text() if path.exists() else ""
         return exit_.value.code or 0, *capsys.readouterr(), json.loads(text) if text else None
@@ -37,7 +40,7 @@ def cases(found: dict) -> dict[str, dict]:
     for row in rows.values():
         assert row.keys() >= TIMES
         assert 0 < row["p10_seconds"] <= row["median_seconds"] <= row["p90_seconds"]
-        assert row["turns"] >= bench.MIN_TURNS
+        assert row["turns"] >= measure.MIN_TURNS
     return rows
 
 
@@ -62,13 +65,13 @@ def test_clone_step_compares_three_ways_and_says_where_it_ran(run):
 
 def test_clone_steps_differ_in_their_convolutions_and_not_in_what_they_find():
     config = load_script(ROOT / "configs/digits_hard.py").get_config("smoke")
-    _, _, info = bench.make_networks(config)
-    batch = bench.make_batch(config, info)
+    kit = measure.make_kit(config)
+    batch = measure.make_batch(kit)
     found, groups = {}, {}
-    for name, (step, state) in bench.make_clone_steps(config).items():
+    for name, (step, state) in bench.make_clone_steps(kit).items():
         groups[name] = "group_count=2" in str(step.trace(state, *batch).jaxpr)
         state, metrics = step(state, *batch)
-        kernels = state.clones.params
+        kernels = state.params
         kernels = jnp.stack(
             [k["fc2"]["kernel"] for k in kernels]
             if isinstance(kernels, tuple)
@@ -107,7 +110,7 @@ def test_round_has_its_parts_and_grows_with_what_is_varied(run):
 
 
 def test_replay_is_measured_at_each_size_that_fits(run, monkeypatch):
-    monkeypatch.setattr(bench, "free_memory", lambda: 2 * 100_000)  # float32: 4 kB an image
+    monkeypatch.setattr(measure, "free_memory", lambda: 2 * 100_000)  # float32: 4 kB an image
     status, out, err, found = run("--suite=replay", "--sizes=20,60")
     assert status == 0, err
     assert [*cases(found)] == [
@@ -119,9 +122,10 @@ def test_replay_is_measured_at_each_size_that_fits(run, monkeypatch):
     assert found["notes"] == [line[1:-1] for line in out.splitlines() if line.startswith("(")]
 
 
+@pytest.mark.slow
 def test_checkpoint_measures_a_smaller_buffer_where_memory_is_short(run, monkeypatch):
     needed = 200 * (32 * 32 * 4 + 4)
-    monkeypatch.setattr(bench, "free_memory", lambda: 2 * needed)
+    monkeypatch.setattr(measure, "free_memory", lambda: 2 * needed)
     status, out, err, found = run(
         "--suite=checkpoint",
         "--sizes=20,200",

@@ -24,10 +24,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disguide_jax import checkpoint, replay
-from disguide_jax.checkpoint import Checkpoints
+from disguide_jax.core import learn, pixels, replay
+from disguide_jax.core.types import TrainState, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.state import TrainState, Variables
+from disguide_jax.files import atomic, checkpoint, segments
+from disguide_jax.files.checkpoint import Checkpoints
+from disguide_jax.files.workdir import lock
 
 CAPACITY = 7
 BATCH = 2
@@ -38,19 +40,17 @@ ENTRY_BYTES = IMAGE_BYTES + 5 * 4
 def make_state(capacity=CAPACITY, dtype=jnp.uint8, labels=False, width=3):
     """Leaves of several types and ranks, NamedTuples, empty dicts, optax states, a key."""
     params = {"fc": {"kernel": jnp.arange(2.0 * width).reshape(2, width), "bias": jnp.ones(2)}}
-    clones = Variables(params, {"norm": {"mean": jnp.zeros((2, width), jnp.bfloat16)}})
     generator = Variables({"l1": jnp.ones((width,))}, {})
     tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(lambda _: 0.1, momentum=0.9))
+    clones = Variables(params, {"norm": {"mean": jnp.zeros((2, width), jnp.bfloat16)}})
     answers = ((BATCH,), jnp.int32) if labels else ((BATCH, 5), jnp.float32)
     return TrainState(
         round=jnp.zeros((), jnp.int32),
         queries=jnp.zeros((), jnp.int32),
         answered=jnp.zeros((5,), jnp.int32),
         key=jax.random.key(3, impl="rbg"),
-        generator=generator,
-        clones=clones,
-        generator_opt=optax.adam(1e-3).init(generator.params),
-        clones_opt=tx.init(clones.params),
+        generator=learn.start(generator, optax.adam(1e-3)),
+        clones=learn.start(clones, tx),
         replay=replay.init(
             capacity,
             jax.ShapeDtypeStruct((BATCH, 2, 2, 3), dtype),
@@ -66,13 +66,11 @@ def play_round(state):
     draw = jax.random.fold_in(state.key, state.round)
     images = jax.random.uniform(draw, (BATCH, 2, 2, 3), minval=-1.0)
     answers = jnp.full((BATCH, *ring.answers.shape[1:]), state.round)
-    grown = jax.tree.map(lambda x: x + x.dtype.type(1), (state.clones, state.clones_opt))
     return state.replace(
         round=state.round + 1,
         queries=state.queries + BATCH,
-        clones=grown[0],
-        clones_opt=grown[1],
-        replay=replay.insert(ring, replay.encode(images, ring.images.dtype), answers),
+        clones=jax.tree.map(lambda x: x + x.dtype.type(1), state.clones),
+        replay=replay.insert(ring, pixels.encode(images, ring.images.dtype), answers),
     )
 
 
@@ -144,7 +142,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "labels"), [("bfloat16", True), ("float32", False)])
 def test_every_kind_of_ring_comes_back_round_its_end(tmp_path, monkeypatch, dtype, labels):
-    monkeypatch.setattr(checkpoint, "BLOCK_BYTES", 3 * IMAGE_BYTES * jnp.dtype(dtype).itemsize)
+    monkeypatch.setattr(segments, "BLOCK_BYTES", 3 * IMAGE_BYTES * jnp.dtype(dtype).itemsize)
     state = make_state(dtype=jnp.dtype(dtype), labels=labels)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(state)
@@ -166,7 +164,7 @@ def test_any_sequence_of_rounds_saves_and_restarts_gives_the_state_back(
     directory = tmp_path_factory.mktemp("checkpoints")
     state = template = make_state(capacity)
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setattr(checkpoint, "BLOCK_BYTES", block_rows * IMAGE_BYTES)
+        patch.setattr(segments, "BLOCK_BYTES", block_rows * IMAGE_BYTES)
         checkpoints = stack.enter_context(Checkpoints(directory))
         checkpoints.restore(template)
         for num_rounds, restarts in steps:
@@ -203,12 +201,12 @@ def test_the_next_round_may_take_the_buffers_at_once(tmp_path):
 
 
 def test_blocks_beyond_the_room_on_the_device_wait_on_the_host(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_spare_device_bytes", lambda _: 3 * ENTRY_BYTES)
-    monkeypatch.setattr(checkpoint, "BLOCK_BYTES", IMAGE_BYTES)
+    monkeypatch.setattr(segments, "spare_device_bytes", lambda _: 3 * ENTRY_BYTES)
+    monkeypatch.setattr(segments, "BLOCK_BYTES", IMAGE_BYTES)
     state = play(make_state(), 3)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(state)
-        blocks = checkpoints._take(state.replay, checkpoint.Segment("", 0, 6))
+        blocks = segments.take(state.replay, segments.Segment("", 0, 6), 3 * ENTRY_BYTES)
         on_host = [isinstance(images, np.ndarray) for images, _ in blocks]
         assert on_host == [False, False, False, True, True, True]
         checkpoints.save(state, {})
@@ -256,14 +254,14 @@ def test_an_interval_longer_than_the_buffer_writes_it_once(tmp_path):
 
 def test_copying_compiles_once_whatever_the_increments(tmp_path):
     state = make_state()
-    checkpoint._take_block.clear_cache()
+    segments._take_block.clear_cache()
     checkpoint._copy.clear_cache()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(state)
         for num_rounds in (1, 3, 10, 2):
             state = play(state, num_rounds)
             checkpoints.save(state, {})
-    assert checkpoint._take_block._cache_size() == checkpoint._copy._cache_size() == 1
+    assert segments._take_block._cache_size() == checkpoint._copy._cache_size() == 1
 
 
 def test_the_newest_two_are_kept_and_what_a_killed_process_left_is_not(tmp_path, saved):
@@ -306,7 +304,7 @@ def test_states_are_saved_in_order_and_after_restore(tmp_path):
         (
             {"width": 4},
             "generator.params.l1: float32[3] there, float32[4] here\n"
-            "  clones.params.fc.kernel: float32[2,3] there, float32[2,4] here",
+            "  generator.opt_state.0.mu.l1: float32[3] there, float32[4] here",
         ),
         ({"capacity": 9}, "replay.images: uint8[7,2,2,3] there, uint8[9,2,2,3] here"),
         ({"dtype": jnp.float32}, "replay.images: uint8[7,2,2,3] there, float32[7,2,2,3] here"),
@@ -322,14 +320,17 @@ def test_another_state_is_refused_by_the_leaves_that_differ(tmp_path, saved, tem
 
 def test_a_leaf_that_only_one_side_has_is_named(tmp_path, saved):
     saved(tmp_path)
-    fewer = make_state().replace(generator_opt=())
-    with pytest.raises(UserError, match=r"generator_opt.0.count: int32\[\] there, absent here"):
+    fewer = make_state()
+    fewer = fewer.replace(generator=fewer.generator._replace(opt_state=()))
+    with pytest.raises(
+        UserError, match=r"generator.opt_state.0.count: int32\[\] there, absent here"
+    ):
         restore(tmp_path, fewer)
 
 
 def test_an_error_of_the_run_is_not_hidden_by_one_of_the_disk(tmp_path, monkeypatch, caplog):
     error = OSError(errno.EIO, "the disk")
-    monkeypatch.setattr(checkpoint, "_sync", unittest.mock.Mock(side_effect=error))
+    monkeypatch.setattr(atomic, "sync", unittest.mock.Mock(side_effect=error))
 
     def run():
         with Checkpoints(tmp_path) as checkpoints:
@@ -446,7 +447,8 @@ def test_a_run_that_fell_back_saves_over_the_damaged_checkpoint(tmp_path, saved,
     remove(next(tmp_path.glob(FILES[file].format(newest))))
     with Checkpoints(tmp_path) as checkpoints:
         state, _ = checkpoints.restore(make_state())
-        state = play(state.replace(clones_opt=jax.tree.map(jnp.ones_like, state.clones_opt)), 2)
+        other = state.clones._replace(opt_state=jax.tree.map(jnp.ones_like, state.clones.opt_state))
+        state = play(state.replace(clones=other), 2)
         checkpoints.save(state, {"round": "6 again"})
     assert names(tmp_path) == [before, newest]
     caplog.clear()
@@ -484,7 +486,7 @@ def test_entries_that_all_checkpoints_share_are_missed_in_each(tmp_path, saved):
 
 def test_files_that_only_orbax_misses_are_damage_as_well(tmp_path, saved, caplog, monkeypatch):
     newest = list(saved(tmp_path))[-1]
-    monkeypatch.setattr(checkpoint, "_check_files", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "check_files", lambda *_: None)
     shutil.rmtree(tmp_path / newest / "state")
     assert restore(tmp_path)[1] == {"round": 4}
     assert f"{newest} is damaged: orbax cannot read state/: " in caplog.text
@@ -523,7 +525,7 @@ def assert_goes_on(directory, states):
     [(0, errno.ENOSPC), (4, errno.EDQUOT), (10, errno.EIO), (12, errno.EROFS)],
 )
 def test_any_write_may_fail(tmp_path, saved, monkeypatch, step, code):
-    directory, left, sync = tmp_path / "checkpoints", [None] * step, checkpoint._sync
+    directory, left, sync = tmp_path / "checkpoints", [None] * step, atomic.sync
     states = saved(directory)
 
     def fail_in_time(path):
@@ -533,7 +535,7 @@ def test_any_write_may_fail(tmp_path, saved, monkeypatch, step, code):
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", fail_in_time)
+        patch.setattr(atomic, "sync", fail_in_time)
         assert os.strerror(code) in fail_to_save(directory, states)
     before, newest = list(states)[-2:]
     spare = shutil.copytree(directory, tmp_path / "spare")
@@ -623,7 +625,7 @@ def test_every_moment_of_a_save_leaves_the_old_or_the_new_checkpoint(
     with Checkpoints(directory) as checkpoints, monkeypatch.context() as patch:
         state, _ = checkpoints.restore(make_state())
         new = play(state, 4)  # a whole ring: the old increments are deleted
-        patch.setattr(checkpoint, "_sync", before(checkpoint._sync))
+        patch.setattr(atomic, "sync", before(atomic.sync))
         patch.setattr(pathlib.Path, "rename", before(pathlib.Path.rename))
         patch.setattr(pathlib.Path, "unlink", before(pathlib.Path.unlink))
         checkpoints.save(new, {})
@@ -698,7 +700,7 @@ def spawn():
 
 
 def hold_lock(workdir, reports):
-    with checkpoint.lock(workdir):
+    with lock(workdir):
         reports.send(os.getpid())
         time.sleep(60)
 
@@ -707,19 +709,19 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, spawn):
     child, reports = spawn(hold_lock, tmp_path)
     pid = reports.recv()
     with pytest.raises(UserError, match=f"{tmp_path} is in use by .*pid {pid}"):
-        checkpoint.lock(tmp_path).__enter__()
+        lock(tmp_path).__enter__()
     child.kill()
     child.join()
-    with checkpoint.lock(tmp_path):
+    with lock(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
 def test_a_workdir_can_be_locked_again_after_use(tmp_path):
     for _ in range(2):
-        with checkpoint.lock(tmp_path), pytest.raises(UserError, match="in use"):
-            checkpoint.lock(tmp_path).__enter__()
+        with lock(tmp_path), pytest.raises(UserError, match="in use"):
+            lock(tmp_path).__enter__()
 
 
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="absent cannot be written: No such file"):
-        checkpoint.lock(tmp_path / "absent").__enter__()
+        lock(tmp_path / "absent").__enter__()

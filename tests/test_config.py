@@ -9,17 +9,13 @@ import sys
 import pytest
 from conftest import ROOT
 
-from disguide_jax import cli, models, plan, steps, victim_training
-from disguide_jax.config import (
-    RENAMED,
-    REQUIRED,
-    Config,
-    VictimTrainingConfig,
-    settings,
-    to_dict,
-    validate,
-)
+from disguide_jax import cli, models
+from disguide_jax.config import Config, VictimTrainingConfig, to_dict, validate
 from disguide_jax.errors import UserError
+from disguide_jax.files import workdir
+from disguide_jax.methods import METHODS
+from disguide_jax.run import supervised
+from disguide_jax.settings import RENAMED, REQUIRED, set_value, settings
 
 KINDS = (Config, VictimTrainingConfig)
 KEYS = [(kind, key) for kind in KINDS for key in settings(kind)]
@@ -36,11 +32,7 @@ def make(kind):
 
 def with_value(kind, key, value):
     config = make(kind)
-    *groups, last = key.split(".")
-    place = config
-    for name in groups:
-        place = getattr(place, name)
-    setattr(place, last, value)
+    set_value(config, key, value)
     return config
 
 
@@ -112,7 +104,7 @@ def test_help_names_every_method_and_every_network():
     for kind in KINDS:
         model = settings(kind)["model" if kind is VictimTrainingConfig else "clones.model"]
         assert all(name in model.help for name in models.CLASSIFIERS)
-    assert all(name in settings(Config)["method"].help for name in steps.METHODS)
+    assert all(name in settings(Config)["method"].help for name in METHODS)
     assert all(name in settings(Config)["generator.model"].help for name in models.GENERATORS)
 
 
@@ -123,10 +115,10 @@ def test_a_workdir_goes_on_where_only_keys_differ_that_cannot_change_the_result(
         other = 7 if key == "query_budget" else others.get(type(known.default), "other")
         now = with_value(kind, key, other)
         if known.resume:
-            plan.refuse_other_config(started_with, now, tmp_path, extend=False)
+            workdir.refuse_other_config(started_with, now, tmp_path, extend=False)
         else:
             with pytest.raises(UserError, match=rf"config\.{key}\b"):
-                plan.refuse_other_config(started_with, now, tmp_path, extend=False)
+                workdir.refuse_other_config(started_with, now, tmp_path, extend=False)
     assert {key for kind, key in KEYS if settings(kind)[key].resume} == {
         "checkpoint_every_epochs",
         "checkpoint_every_queries",
@@ -151,7 +143,7 @@ def test_a_recipe_is_what_decides_about_the_weights():
     }
     everything = dataclasses.asdict(config)
     recipe = {key: value for key, value in everything.items() if key not in no_part}
-    assert json.dumps(victim_training.recipe(config)) == json.dumps(recipe), "the order counts"
+    assert json.dumps(supervised.recipe(config)) == json.dumps(recipe), "the order counts"
 
 
 def test_configurations_need_no_jax():

@@ -7,6 +7,7 @@ made.
 import collections
 import functools
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -19,13 +20,14 @@ import pytest
 import safetensors.numpy
 from conftest import ROOT, load_script
 
-from disguide_jax import convert, models
-from disguide_jax.errors import UserError
-from disguide_jax.state import Variables
+from disguide_jax import models
+from disguide_jax.core.types import Variables
+from disguide_jax.errors import UserError, exit_status
+from disguide_jax.files import torch_pickle, weights
 
 ZIP = ROOT / "tests/data/convert/checkpoint.pt"
 LEGACY = ROOT / "tests/data/convert/checkpoint_legacy.pt"
-LEGACY_HEAD = pickle.dumps(convert.LEGACY_MAGIC, 2) + pickle.dumps(1001, 2)
+LEGACY_HEAD = pickle.dumps(torch_pickle.LEGACY_MAGIC, 2) + pickle.dumps(1001, 2)
 
 
 def assert_same_bits(left: dict, right: dict):
@@ -48,9 +50,9 @@ def template_of(net) -> Variables:
     return jax.eval_shape(lambda: net.init(jax.random.key(0)))
 
 
-def random_weights(net) -> convert.StateDict:
+def random_weights(net) -> weights.StateDict:
     rng = np.random.default_rng(0)
-    return convert.to_state_dict(
+    return weights.to_state_dict(
         jax.tree.map(lambda x: rng.random(x.shape, np.float32), template_of(net))
     )
 
@@ -71,7 +73,7 @@ def test_layouts_are_pytorchs():
     conv, linear = np.arange(120).reshape(2, 3, 4, 5), np.arange(6).reshape(2, 3)
     per_channel = {kind: np.full(2, i) for i, kind in enumerate(["weight", "bias"])}
     running = {kind: np.full(2, i) for i, kind in enumerate(["running_mean", "running_var"])}
-    variables = convert.to_variables(
+    variables = weights.to_variables(
         {"a.0.weight": conv, "b.weight": linear}
         | {f"c.{kind}": array for kind, array in (per_channel | running).items()}
         | {"c.num_batches_tracked": np.array(7)}
@@ -91,8 +93,8 @@ def test_layouts_are_pytorchs():
 def test_export_then_import_gives_the_same_variables_bit_for_bit(name, tmp_path):
     template = template_of(NETWORKS[name])
     variables = jax.tree.map(lambda x: random_bits(x.shape, x.dtype), template)
-    convert.save_state_dict(tmp_path / "w", convert.to_state_dict(variables))
-    again = convert.to_variables(convert.load_state_dict(tmp_path / "w"))
+    weights.save_state_dict(tmp_path / "w", weights.to_state_dict(variables))
+    again = weights.to_variables(weights.load_state_dict(tmp_path / "w"))
     assert jax.tree.structure(again) == jax.tree.structure(variables)
     for left, right in zip(jax.tree.leaves(again), jax.tree.leaves(variables), strict=True):
         assert left.dtype == right.dtype
@@ -105,15 +107,15 @@ def test_import_then_export_gives_the_same_state_dict_bit_for_bit(dtype, tmp_pat
     shapes = {"a.weight": (2, 3, 4, 5), "b.0.weight": (3, 2), "b.1.weight": (3,)}
     shapes |= {"b.1.bias": (3,), "b.1.running_mean": (3,), "b.1.running_var": (3,)}
     state_dict = {name: random_bits(shape, dtype) for name, shape in shapes.items()}
-    exported = convert.to_state_dict(convert.to_variables(state_dict))
+    exported = weights.to_state_dict(weights.to_variables(state_dict))
     assert_same_bits(exported, state_dict)
-    convert.save_state_dict(tmp_path / "w", exported)
-    assert_same_bits(convert.load_state_dict(tmp_path / "w"), state_dict)
+    weights.save_state_dict(tmp_path / "w", exported)
+    assert_same_bits(weights.load_state_dict(tmp_path / "w"), state_dict)
 
 
 def test_import_names_a_tensor_that_no_layer_has():
     with pytest.raises(UserError, match=r"encoder\.weight_g \[3, 1\]"):
-        convert.to_variables({"encoder.weight_g": np.zeros((3, 1))})
+        weights.to_variables({"encoder.weight_g": np.zeros((3, 1))})
 
 
 # --- Architectures ----------------------------------------------------------
@@ -122,54 +124,54 @@ def test_import_names_a_tensor_that_no_layer_has():
 @pytest.mark.parametrize("model", models.CLASSIFIERS)
 def test_every_classifier_is_recognised_by_its_weights(model):
     width = {"lenet5": 6, "lenet5_half": 3}.get(model, 5)
-    expected = convert.Architecture(model, width, channels=2, num_classes=7)
+    expected = weights.Architecture(model, width, channels=2, num_classes=7)
     template = template_of(models.make_classifier(**expected._asdict()))
-    state_dict = convert.to_state_dict(jax.tree.map(lambda x: np.zeros(x.shape), template))
-    assert convert.recognise(state_dict, "w") == expected
+    state_dict = weights.to_state_dict(jax.tree.map(lambda x: np.zeros(x.shape), template))
+    assert weights.recognise(state_dict, "w") == expected
 
 
 def test_other_networks_are_not_recognised_and_shown():
-    weights = random_weights(RESNET)
-    cut = {name: weights[name] for name in weights if not name.startswith("layer2.1")}
+    state_dict = random_weights(RESNET)
+    cut = {name: state_dict[name] for name in state_dict if not name.startswith("layer2.1")}
     with pytest.raises(UserError, match=r"(?s)w\.pt: .*Found 2, 1, 2, 2 blocks"):
-        convert.recognise(cut, "w.pt")
+        weights.recognise(cut, "w.pt")
     vgg = {f"features.{i}.weight": np.zeros((4, 3, 3, 3)) for i in range(10)}
     with pytest.raises(UserError) as caught:
-        convert.recognise(vgg, "w.pt")
+        weights.recognise(vgg, "w.pt")
     assert "resnet18_8x" in str(caught.value)
     assert "features.7.weight [4, 3, 3, 3]\n  and 2 more" in str(caught.value)
     for name in ("conv1.weight", "linear.weight"):
         with pytest.raises(UserError, match="not the weights"):
-            convert.recognise(weights | {name: np.zeros(3)}, "w.pt")
+            weights.recognise(state_dict | {name: np.zeros(3)}, "w.pt")
     wide = random_weights(LENET) | {"conv1.weight": np.zeros((32, 1, 5, 5))}
     with pytest.raises(UserError, match=r"conv1\.weight \[32, 1, 5, 5\]"):
-        convert.recognise(wide, "w.pt")
+        weights.recognise(wide, "w.pt")
 
 
 # --- Fitting ----------------------------------------------------------------
 
 
 def test_fit_gives_the_templates_structure_and_dtypes():
-    weights = {name: array.astype(np.float64) for name, array in random_weights(RESNET).items()}
-    weights["bn1.num_batches_tracked"] = np.array(3)
+    state_dict = {name: array.astype(np.float64) for name, array in random_weights(RESNET).items()}
+    state_dict["bn1.num_batches_tracked"] = np.array(3)
     template = template_of(RESNET)
-    fitted = convert.fit(weights, template, "w")
+    fitted = weights.fit(state_dict, template, "w")
     assert jax.tree.structure(fitted) == jax.tree.structure(template)
     for leaf, wanted in zip(jax.tree.leaves(fitted), jax.tree.leaves(template), strict=True):
         assert (leaf.shape, leaf.dtype) == (wanted.shape, wanted.dtype)
-    stem = weights["conv1.weight"].astype(np.float32)
+    stem = state_dict["conv1.weight"].astype(np.float32)
     assert fitted.params["conv1"]["kernel"][2, 1, 0, 1] == stem[1, 0, 2, 1]
 
 
 def test_fit_names_everything_that_does_not_fit():
-    weights = random_weights(LENET)
-    del weights["fc1.bias"]
-    weights["conv1.weight"] = np.zeros((3, 3, 5, 5), np.float32)
-    weights["conv2.bias"] = np.full(8, np.nan, np.float32)
-    weights["conv3.bias"] = np.full(60, 1e300)
-    weights["extra.weight"] = np.zeros(2, np.float32)
+    state_dict = random_weights(LENET)
+    del state_dict["fc1.bias"]
+    state_dict["conv1.weight"] = np.zeros((3, 3, 5, 5), np.float32)
+    state_dict["conv2.bias"] = np.full(8, np.nan, np.float32)
+    state_dict["conv3.bias"] = np.full(60, 1e300)
+    state_dict["extra.weight"] = np.zeros(2, np.float32)
     with pytest.raises(UserError) as caught:
-        convert.fit(weights, template_of(LENET), "w.pt")
+        weights.fit(state_dict, template_of(LENET), "w.pt")
     message = str(caught.value)
     assert "w.pt" in message
     assert "fc1.bias [42] is missing" in message
@@ -182,7 +184,7 @@ def test_fit_names_everything_that_does_not_fit():
 
 def test_fit_lists_a_few_of_many_problems_and_counts_the_rest():
     with pytest.raises(UserError) as caught:
-        convert.fit({}, template_of(RESNET), "w.pt")
+        weights.fit({}, template_of(RESNET), "w.pt")
     num_tensors = len(jax.tree.leaves(template_of(RESNET)))
     assert f"and {num_tensors - 8} more" in str(caught.value)
     assert str(caught.value).count("is missing") == 8
@@ -194,13 +196,13 @@ def test_fit_lists_a_few_of_many_problems_and_counts_the_rest():
 def test_saving_ignores_how_arrays_lie_in_memory(tmp_path):
     flat = np.arange(24, dtype=np.float32)
     arrays = {"a": flat.reshape(2, 3, 4).T, "b": flat[3::5], "c": flat[5:6].reshape(())}
-    convert.save_state_dict(tmp_path / "new" / "w", arrays)
-    assert_same_bits(convert.load_state_dict(tmp_path / "new" / "w"), arrays)
+    weights.save_state_dict(tmp_path / "new" / "w", arrays)
+    assert_same_bits(weights.load_state_dict(tmp_path / "new" / "w"), arrays)
 
 
 def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
-    convert.save_state_dict(path, {"a": np.zeros(2)})
+    weights.save_state_dict(path, {"a": np.zeros(2)})
     before = path.read_bytes()
 
     def disk_full(fd):
@@ -208,7 +210,7 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(UserError, match=r"w\.safetensors: cannot be written: No space left"):
-        convert.save_state_dict(path, {"a": np.ones(2)})
+        weights.save_state_dict(path, {"a": np.ones(2)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -218,21 +220,21 @@ def test_equal_content_makes_equal_files(tmp_path):
     metadata = {name: name for name in "abcdefgh"}
     written = set()
     for _ in range(8):
-        convert.save_state_dict(tmp_path / "w", state_dict, metadata)
+        weights.save_state_dict(tmp_path / "w", state_dict, metadata)
         written.add((tmp_path / "w").read_bytes())
     assert len(written) == 1
-    assert convert.load_metadata(tmp_path / "w") == metadata
-    assert_same_bits(convert.load_state_dict(tmp_path / "w"), state_dict)
+    assert weights.load_metadata(tmp_path / "w") == metadata
+    assert_same_bits(weights.load_state_dict(tmp_path / "w"), state_dict)
 
 
 def test_metadata_comes_back_and_other_formats_have_none(tmp_path):
-    convert.save_state_dict(tmp_path / "w", {"a": np.zeros(2)}, {"model": "lenet5"})
-    assert convert.load_metadata(tmp_path / "w") == {"model": "lenet5"}
-    convert.save_state_dict(tmp_path / "w", {"a": np.zeros(2)})
-    assert convert.load_metadata(tmp_path / "w") == {}
-    assert convert.load_metadata(ZIP) == convert.load_metadata(LEGACY) == {}
+    weights.save_state_dict(tmp_path / "w", {"a": np.zeros(2)}, {"model": "lenet5"})
+    assert weights.load_metadata(tmp_path / "w") == {"model": "lenet5"}
+    weights.save_state_dict(tmp_path / "w", {"a": np.zeros(2)})
+    assert weights.load_metadata(tmp_path / "w") == {}
+    assert weights.load_metadata(ZIP) == weights.load_metadata(LEGACY) == {}
     with pytest.raises(UserError, match="absent: cannot be read"):
-        convert.load_metadata(tmp_path / "absent")
+        weights.load_metadata(tmp_path / "absent")
 
 
 # --- PyTorch's files --------------------------------------------------------
@@ -254,18 +256,18 @@ def test_odd_tensors_of_a_nested_checkpoint_are_read_bit_for_bit(path):
     }
     for dtype in ("float64", "float16", "int64", "int32", "int16", "int8", "uint8"):
         expected[dtype] = np.arange(3).astype(dtype)
-    assert_same_bits(convert.load_state_dict(path), expected)
+    assert_same_bits(weights.load_state_dict(path), expected)
 
 
 def test_other_spellings_of_resnets_and_wrappers_are_understood(tmp_path):
-    weights = random_weights(RESNET)
+    state_dict = random_weights(RESNET)
     for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
         renamed = {
             prefix + name.replace("shortcut", "downsample").replace("linear", "fc"): array
-            for name, array in weights.items()
+            for name, array in state_dict.items()
         }
-        convert.save_state_dict(tmp_path / "w", renamed)
-        assert_same_bits(convert.load_state_dict(tmp_path / "w"), weights)
+        weights.save_state_dict(tmp_path / "w", renamed)
+        assert_same_bits(weights.load_state_dict(tmp_path / "w"), state_dict)
 
 
 def test_recorded_networks_are_recognised_and_fit(shared):
@@ -277,19 +279,19 @@ def test_recorded_networks_are_recognised_and_fit(shared):
         "victims/cifar10-resnet34_w16.pt": ("resnet34_8x", 16, 3, 10),
     }
     for file, architecture in expected.items():
-        state_dict = convert.load_state_dict(shared / file)
-        found = convert.recognise(state_dict, file)
+        state_dict = weights.load_state_dict(shared / file)
+        found = weights.recognise(state_dict, file)
         assert found == architecture
         template = template_of(models.make_classifier(**found._asdict()))
-        exported = convert.to_state_dict(convert.fit(state_dict, template, file))
+        exported = weights.to_state_dict(weights.fit(state_dict, template, file))
         kept = {n: a for n, a in state_dict.items() if not n.endswith("num_batches_tracked")}
         assert_same_bits(exported, kept)
 
 
 def test_the_legacy_format_holds_the_same_bits_as_the_zip_format(shared):
     assert_same_bits(
-        convert.load_state_dict(shared / "golden" / "resnet18_legacy.pt"),
-        convert.load_state_dict(shared / "golden" / "resnet18.pt"),
+        weights.load_state_dict(shared / "golden" / "resnet18_legacy.pt"),
+        weights.load_state_dict(shared / "golden" / "resnet18.pt"),
     )
 
 
@@ -333,7 +335,7 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name_and_not_executed(
     evidence.unlink()
     (tmp_path / "w.pt").write_bytes(FORMATS[file_format](content))
     with pytest.raises(UserError, match=r"w\.pt: .*asks for \w+\.system, which is refused"):
-        convert.load_state_dict(tmp_path / "w.pt")
+        weights.load_state_dict(tmp_path / "w.pt")
     assert not evidence.exists()
 
 
@@ -346,7 +348,7 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name_and_not_executed(
         "torch load",
         "collections namedtuple",
         "numpy load",
-        "disguide_jax.convert load_state_dict",
+        "disguide_jax.files.weights load_state_dict",
         "torch._utils _rebuild_tensor_v2.__globals__",
         "mymodels ResNet",
     ],
@@ -361,7 +363,7 @@ def test_every_other_global_is_refused_by_name(name, tmp_path):
     ):
         (tmp_path / "w.pt").write_bytes(zip_with(content))
         with pytest.raises(UserError, match=f"asks for {module}.{attribute}, which is refused"):
-            convert.load_state_dict(tmp_path / "w.pt")
+            weights.load_state_dict(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("name", ["collections OrderedDict", "collections Counter"])
@@ -371,7 +373,7 @@ def test_a_pickle_cannot_change_the_classes_that_it_may_use(name, tmp_path):
     content = b"\x80\x02c%s\n%s\nN}X\x07\x00\x00\x00changed\x88s\x86b." % (module, attribute)
     (tmp_path / "w.pt").write_bytes(zip_with(content))
     with pytest.raises(UserError):
-        convert.load_state_dict(tmp_path / "w.pt")
+        weights.load_state_dict(tmp_path / "w.pt")
     assert not hasattr(getattr(collections, attribute.decode()), "changed")
 
 
@@ -379,7 +381,7 @@ def test_a_damaged_pickle_index_does_not_fill_the_memory(tmp_path):
     # An empty dict, stored as object number 2^24 - 1; the last bits would make it 64 GB.
     (tmp_path / "w.pt").write_bytes(zip_with(b"\x80\x02}r\xff\xff\xff\x00."))
     with pytest.raises(UserError, match="16777215"):
-        convert.load_state_dict(tmp_path / "w.pt")
+        weights.load_state_dict(tmp_path / "w.pt")
 
 
 # --- Damaged files ----------------------------------------------------------
@@ -453,14 +455,14 @@ def test_damage_is_an_error_that_names_the_file_and_the_trouble(damage, tmp_path
     content, trouble = DAMAGED[damage]
     (tmp_path / "w.pt").write_bytes(content)
     with pytest.raises(UserError, match=rf"w\.pt: cannot be read as weights: .*{trouble}"):
-        convert.load_state_dict(tmp_path / "w.pt")
+        weights.load_state_dict(tmp_path / "w.pt")
 
 
 def test_absent_files_and_directories_are_errors(tmp_path):
     with pytest.raises(UserError, match="absent: cannot be read: No such file"):
-        convert.load_state_dict(tmp_path / "absent")
+        weights.load_state_dict(tmp_path / "absent")
     with pytest.raises(UserError, match=f"{tmp_path.name}: cannot be read: Is a directory"):
-        convert.load_state_dict(tmp_path)
+        weights.load_state_dict(tmp_path)
 
 
 def mutants(content: bytes, num: int, *, end: int | None = None) -> list[bytes]:
@@ -480,14 +482,14 @@ def outcomes(path: pathlib.Path, contents: list[bytes]) -> list[dict | None]:
     for content in contents:
         path.write_bytes(content)
         try:
-            results.append(convert.load_state_dict(path))
+            results.append(weights.load_state_dict(path))
         except UserError:
             results.append(None)
     return results
 
 
 def test_random_damage_to_a_zip_file_never_gives_wrong_weights(tmp_path):
-    expected = convert.load_state_dict(ZIP)
+    expected = weights.load_state_dict(ZIP)
     for result in outcomes(tmp_path / "w", mutants(ZIP.read_bytes(), 200)):
         if result is not None:  # what was changed is not used
             assert_same_bits(result, expected)
@@ -510,7 +512,7 @@ def test_random_damage_to_a_recorded_network_gives_a_clear_error_or_arrays(share
     content = (shared / "golden" / "resnet18_legacy.pt").read_bytes()
     outcomes(tmp_path / "w", mutants(content, 20, end=20_000))  # its pickles
     content = (shared / "golden" / "lenet5_half.pt").read_bytes()
-    expected = convert.load_state_dict(shared / "golden" / "lenet5_half.pt")
+    expected = weights.load_state_dict(shared / "golden" / "lenet5_half.pt")
     for result in outcomes(tmp_path / "w", mutants(content, 100)):
         if result is not None:
             assert_same_bits(result, expected)
@@ -526,27 +528,37 @@ def convert_victim(monkeypatch):
 
     def run(*args: pathlib.Path) -> int:
         monkeypatch.setattr("sys.argv", ["convert_victim.py", *map(str, args)])
-        return script.main()
+        return exit_status(script.main)
 
     return run
 
 
 def test_script_converts_and_says_what_it_has_found(convert_victim, tmp_path, capsys):
-    weights = random_weights(RESNET)
-    wrapped = {f"module.{name}": array for name, array in weights.items()}
+    state_dict = random_weights(RESNET)
+    wrapped = {f"module.{name}": array for name, array in state_dict.items()}
     wrapped["module.bn1.num_batches_tracked"] = np.array(5)
-    convert.save_state_dict(tmp_path / "in", wrapped)
+    weights.save_state_dict(tmp_path / "in", wrapped)
     assert convert_victim(tmp_path / "in", tmp_path / "victims" / "out") == 0
-    assert_same_bits(convert.load_state_dict(tmp_path / "victims" / "out"), weights)
-    assert convert.load_metadata(tmp_path / "victims" / "out")["model"] == "resnet18_8x"
-    num_params = sum(array.size for name, array in weights.items() if "running" not in name)
+    assert_same_bits(weights.load_state_dict(tmp_path / "victims" / "out"), state_dict)
+    assert weights.load_metadata(tmp_path / "victims" / "out")["model"] == "resnet18_8x"
+    num_params = sum(array.size for name, array in state_dict.items() if "running" not in name)
     out = capsys.readouterr().out
     assert f"resnet18_8x, width 2, 3 channels, 3 classes, {num_params:,} parameters" in out
 
 
+def test_script_keeps_what_an_owner_knows(convert_victim, tmp_path):
+    weights.save_state_dict(tmp_path / "in", random_weights(RESNET))
+    known = ["--mean", "0.1", "0.2", "0.3", "--std", "0.4", "0.5", "0.6", "--test_accuracy", "0.9"]
+    assert convert_victim(tmp_path / "in", tmp_path / "out", *known) == 0
+    metadata = weights.load_metadata(tmp_path / "out")
+    assert json.loads(metadata["mean"]) == [0.1, 0.2, 0.3]
+    assert json.loads(metadata["std"]) == [0.4, 0.5, 0.6]
+    assert json.loads(metadata["test_accuracy"]) == 0.9
+
+
 def test_script_refuses_bad_weights_and_existing_files(convert_victim, tmp_path, capsys):
-    weights = random_weights(LENET)
-    convert.save_state_dict(tmp_path / "in", weights | {"conv2.bias": np.full(8, np.inf)})
+    state_dict = random_weights(LENET)
+    weights.save_state_dict(tmp_path / "in", state_dict | {"conv2.bias": np.full(8, np.inf)})
     assert convert_victim(tmp_path / "in", tmp_path / "out") == 2
     assert "conv2.bias" in capsys.readouterr().err
     assert convert_victim(tmp_path / "absent", tmp_path / "out") == 2

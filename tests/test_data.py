@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disguide_jax import data
 from disguide_jax.errors import UserError
+from disguide_jax.files import datasets
 
 NUM_TRAIN, NUM_TEST = 12, 7  # of the small stand-ins
 
@@ -42,11 +42,11 @@ def arrays(*shape: int, num_classes: int = 10, seed: int = 0) -> dict[str, np.nd
 
 def shrink(monkeypatch, name: str) -> None:
     """Lets a few images count as the whole of a known data set."""
-    known = data._KNOWN[name]._replace(num_train=NUM_TRAIN, num_test=NUM_TEST)
-    monkeypatch.setitem(data._KNOWN, name, known)
+    known = datasets._KNOWN[name]._replace(num_train=NUM_TRAIN, num_test=NUM_TEST)
+    monkeypatch.setitem(datasets._KNOWN, name, known)
 
 
-def digest(split: data.Split) -> str:
+def digest(split: datasets.Split) -> str:
     return hashlib.sha256(split.images.tobytes() + split.labels.tobytes()).hexdigest()
 
 
@@ -60,7 +60,7 @@ def in_any_order(images, labels) -> list[bytes]:
 
 
 def test_digits_are_a_fixed_division_of_the_scans_at_their_full_range():
-    train, test = data.load("digits", "train"), data.load("digits", "test")
+    train, test = datasets.load("digits", "train"), datasets.load("digits", "test")
     assert train.images.shape == (1297, 32, 32, 1)
     assert test.images.shape == (500, 32, 32, 1)
     assert test.images.dtype == np.uint8
@@ -75,7 +75,7 @@ def test_digits_are_a_fixed_division_of_the_scans_at_their_full_range():
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_colour_digits_are_the_digits_in_light_ink_on_dark_paper(split):
-    gray, colour = data.load("digits", split), data.load("colour_digits", split)
+    gray, colour = datasets.load("digits", split), datasets.load("colour_digits", split)
     np.testing.assert_array_equal(colour.labels, gray.labels)
     ink, paper = (gray.images == level for level in (255, 0))
     assert colour.images[np.broadcast_to(ink, colour.images.shape)].min() >= 160
@@ -85,7 +85,7 @@ def test_colour_digits_are_the_digits_in_light_ink_on_dark_paper(split):
         one, other = (colour.images[i][where[i]] for i in both)
         assert (one == one[0]).all()
         assert (one[0] != other[0]).any()
-    info = data.describe("colour_digits")
+    info = datasets.describe("colour_digits")
     pixels = colour.images.reshape(-1, 3) / 255
     np.testing.assert_allclose(pixels.mean(axis=0), info.mean, atol=0.02)
     np.testing.assert_allclose(pixels.std(axis=0), info.std, atol=0.02)
@@ -94,9 +94,9 @@ def test_colour_digits_are_the_digits_in_light_ink_on_dark_paper(split):
 
 
 def test_digits_can_still_be_read_by_their_labels():
-    images, labels = data.load("digits", "train")
+    images, labels = datasets.load("digits", "train")
     means = np.stack([images[labels == k].mean(axis=0) for k in range(10)])
-    test = data.load("digits", "test")
+    test = datasets.load("digits", "test")
     distances = ((test.images[:, None].astype(float) - means) ** 2).sum(axis=(2, 3, 4))
     assert (distances.argmin(axis=1) == test.labels).mean() > 0.85
 
@@ -104,26 +104,32 @@ def test_digits_can_still_be_read_by_their_labels():
 @pytest.mark.parametrize("num_classes", [10, 100])
 def test_noise_is_the_same_every_time_and_fits_its_description(num_classes):
     name = f"noise{num_classes}"
-    test = data.load(name, "test")
-    assert digest(test) == digest(data.load(name, "test"))
-    assert digest(test) != digest(data.load(name, "train"))
+    test = datasets.load(name, "test")
+    assert digest(test) == digest(datasets.load(name, "test"))
+    assert digest(test) != digest(datasets.load(name, "train"))
     assert test.images.shape == (100, 32, 32, 3)
     assert test.labels.max() > num_classes * 3 / 4
-    assert data.describe(name).num_classes == num_classes
+    assert datasets.describe(name).num_classes == num_classes
 
 
 def test_known_data_sets_are_described_without_any_file():
-    cifar = data.describe("cifar100")
+    cifar = datasets.describe("cifar100")
     assert (cifar.num_classes, cifar.channels) == (100, 3)
     assert cifar.mean == (0.4914, 0.4822, 0.4465)
     assert cifar.std == (0.2023, 0.1994, 0.2010)
-    assert data.describe("svhn") == data.describe("cifar10")
-    for name in ("mnist", "fashion_mnist", "digits"):
-        assert data.describe(name) == data.Info(10, 1, (0.5,), (0.5,))
+    assert datasets.describe("svhn") == datasets.Info(
+        10, 3, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+    )
+    gray = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530), "digits": (0.5, 0.5)}
+    for name, (mean, std) in gray.items():
+        assert datasets.describe(name) == datasets.Info(10, 1, (mean,), (std,))
 
 
 def test_importing_the_module_imports_neither_tfds_nor_sklearn():
-    code = "import sys, disguide_jax.data as d; d.load('noise10', 'test'); print(*sys.modules)"
+    code = (
+        "import sys; from disguide_jax.files import datasets; "
+        "datasets.load('noise10', 'test'); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"tensorflow_datasets", "tensorflow", "sklearn", "torch"}
@@ -134,9 +140,9 @@ def test_importing_the_module_imports_neither_tfds_nor_sklearn():
 
 def test_an_npz_describes_a_data_set_of_ones_own(tmp_path):
     np.savez(tmp_path / "mine.npz", **arrays(32, 32, 3, num_classes=4))
-    assert data.describe("mine", str(tmp_path)) == data.Info(4, 3, (0.5,) * 3, (0.5,) * 3)
+    assert datasets.describe("mine", str(tmp_path)) == datasets.Info(4, 3, (0.5,) * 3, (0.5,) * 3)
     np.savez(tmp_path / "gray.npz", **arrays(32, 32))
-    assert data.describe("gray", str(tmp_path)) == data.Info(10, 1, (0.5,), (0.5,))
+    assert datasets.describe("gray", str(tmp_path)) == datasets.Info(10, 1, (0.5,), (0.5,))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -144,7 +150,7 @@ def test_an_npz_is_read_as_it_was_written(tmp_path, save):
     written = arrays(32, 32, 3)
     save(tmp_path / "mine.npz", **written)
     for split in ("train", "test"):
-        read = data.load("mine", split, str(tmp_path))
+        read = datasets.load("mine", split, str(tmp_path))
         np.testing.assert_array_equal(read.images, written[f"{split}_images"])
         np.testing.assert_array_equal(read.labels, written[f"{split}_labels"])
         assert read.labels.dtype == np.int32
@@ -152,15 +158,15 @@ def test_an_npz_is_read_as_it_was_written(tmp_path, save):
 
 def test_data_dir_is_the_current_directory_when_empty(tmp_path):
     np.savez(tmp_path / "mine.npz", **arrays(32, 32, 3))
-    assert data.describe("mine").channels == 3
-    assert len(data.load("mine", "test").images) == NUM_TEST
+    assert datasets.describe("mine").channels == 3
+    assert len(datasets.load("mine", "test").images) == NUM_TEST
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1)])
 def test_images_of_28x28_get_a_black_margin(tmp_path, shape):
     written = arrays(*shape)
     np.savez(tmp_path / "small.npz", **written)
-    images, _ = data.load("small", "test", str(tmp_path))
+    images, _ = datasets.load("small", "test", str(tmp_path))
     assert images.shape == (NUM_TEST, 32, 32, 1)
     inner = written["test_images"].reshape(-1, 28, 28, 1)
     np.testing.assert_array_equal(images[:, 2:-2, 2:-2], inner)
@@ -171,28 +177,28 @@ def test_an_npz_comes_before_anything_else_of_that_name(tmp_path, monkeypatch):
     for name, shape in {"digits": (32, 32), "cifar10": (32, 32, 3)}.items():
         shrink(monkeypatch, name)
         np.savez(tmp_path / f"{name}.npz", **arrays(*shape))
-        assert len(data.load(name, "test", str(tmp_path)).images) == NUM_TEST
+        assert len(datasets.load(name, "test", str(tmp_path)).images) == NUM_TEST
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist", "fashion_mnist"])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_known_data_set_with_images_missing_is_refused(tmp_path, name, split):
-    shape = (32, 32, 3) if data.describe(name).channels == 3 else (28, 28)
+    shape = (32, 32, 3) if datasets.describe(name).channels == 3 else (28, 28)
     np.savez(tmp_path / f"{name}.npz", **arrays(*shape))
     number = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}.get(name, 60_000)
     if split == "test":
         number = 26_032 if name == "svhn" else 10_000
     with pytest.raises(UserError, match=rf"{name}.npz, {split} split.* must be {number:,} of"):
-        data.load(name, split, str(tmp_path))
+        datasets.load(name, split, str(tmp_path))
 
 
 def test_only_the_split_that_is_asked_for_must_be_there(tmp_path):
     written = {k: v for k, v in arrays(32, 32, 3).items() if "train" not in k}
     np.savez(tmp_path / "mine.npz", **written)
-    assert data.describe("mine", str(tmp_path)).num_classes == 10
-    assert len(data.load("mine", "test", str(tmp_path)).images) == NUM_TEST
+    assert datasets.describe("mine", str(tmp_path)).num_classes == 10
+    assert len(datasets.load("mine", "test", str(tmp_path)).images) == NUM_TEST
     with pytest.raises(UserError, match=r"mine.npz: it has no train_images and no train_labels"):
-        data.load("mine", "train", str(tmp_path))
+        datasets.load("mine", "train", str(tmp_path))
 
 
 WRONG = {
@@ -222,7 +228,7 @@ def test_arrays_that_are_not_images_and_labels_are_refused(tmp_path, case):
     written = {k: v for k, v in (arrays(32, 32, 3) | changes).items() if v is not None}
     np.savez(tmp_path / "mine.npz", **written)
     with pytest.raises(UserError, match=rf"(?s)mine.npz.*{message}"):
-        data.load("mine", "test", str(tmp_path))
+        datasets.load("mine", "test", str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "junk", "text", "npy", "directory"])
@@ -242,12 +248,12 @@ def test_a_damaged_npz_is_named(tmp_path, damage):
         damaged = {"cut": whole[:-100], "flip": flipped, "junk": bytes(range(256)) * 99}
         path.write_bytes(damaged.get(damage, b"" if damage == "empty" else b"images"))
     with pytest.raises(UserError, match=r"mine.npz: damaged, or not an .npz"):
-        data.load("mine", "test", str(tmp_path))
+        datasets.load("mine", "test", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["", "cifar", "nowhere/mine", "x" * 300, "a\0b"])
 def test_an_unknown_name_lists_the_known_ones_and_the_file_that_would_do(tmp_path, name):
-    for ask in (data.describe, lambda *args: data.load(args[0], "test", args[1])):
+    for ask in (datasets.describe, lambda *args: datasets.load(args[0], "test", args[1])):
         with pytest.raises(UserError, match="unknown data set") as error:
             ask(name, str(tmp_path))
         assert "fashion_mnist" in str(error.value)
@@ -319,16 +325,18 @@ def shard(data_dir: pathlib.Path, split: str = "test") -> pathlib.Path:
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
     """The splits that were really decoded."""
-    splits, decode = [], data._decode
+    splits, decode = [], datasets._decode
     monkeypatch.setattr(
-        data, "_decode", lambda builder, split: (splits.append(split), decode(builder, split))[1]
+        datasets,
+        "_decode",
+        lambda builder, split: (splits.append(split), decode(builder, split))[1],
     )
     return splits
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_tfds_gives_every_image_with_its_label(data_dir, split):
-    read = data.load("cifar10", split, str(data_dir))
+    read = datasets.load("cifar10", split, str(data_dir))
     written = splits(arrays(32, 32, 3))[split]
     assert read.images.shape[1:] == (32, 32, 3)
     assert in_any_order(*read) == in_any_order(*written)
@@ -340,27 +348,27 @@ def test_tfds_mnist_gets_its_margin(tmp_path, monkeypatch):
     shrink(monkeypatch, "mnist")
     written = splits(arrays(28, 28, 1))
     prepare("mnist", written, tmp_path)
-    read = data.load("mnist", "test", str(tmp_path))
+    read = datasets.load("mnist", "test", str(tmp_path))
     assert read.images.shape == (NUM_TEST, 32, 32, 1)
     assert in_any_order(read.images[:, 2:-2, 2:-2], read.labels) == in_any_order(*written["test"])
 
 
 def test_a_tfds_directory_is_found_in_the_default_place(data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    assert len(data.load("cifar10", "test").images) == NUM_TEST
+    assert len(datasets.load("cifar10", "test").images) == NUM_TEST
 
 
 def test_an_npz_comes_before_a_tfds_directory(data_dir):
     other = arrays(32, 32, 3, seed=1)
     np.savez(data_dir / "cifar10.npz", **other)
-    read = data.load("cifar10", "test", str(data_dir))
+    read = datasets.load("cifar10", "test", str(data_dir))
     np.testing.assert_array_equal(read.images, other["test_images"])
 
 
 def test_an_incomplete_tfds_directory_is_refused_and_not_cached(tiny_cifar, cache):
     for _ in range(2):
         with pytest.raises(UserError, match=r"12 images .* must be 50,000 of each") as error:
-            data.load("cifar10", "train", str(tiny_cifar))
+            datasets.load("cifar10", "train", str(tiny_cifar))
         assert str(tiny_cifar / "cifar10") in str(error.value)
     assert not cache.exists()
 
@@ -435,7 +443,7 @@ def test_a_damaged_tfds_directory_is_named_with_the_file(data_dir, cache, case):
     damage, message = DAMAGE[case]
     damage(data_dir)
     with pytest.raises(UserError, match=f"(?s){message}") as error:
-        data.load("cifar10", "test", str(data_dir))
+        datasets.load("cifar10", "test", str(data_dir))
     assert str(data_dir) in str(error.value)
     assert not cache.exists()
 
@@ -451,10 +459,10 @@ def pretend_tensorflow_is(monkeypatch, installed: bool) -> None:
 def test_what_is_not_there_and_cannot_be_prepared_says_what_to_do(tmp_path, monkeypatch, name):
     pretend_tensorflow_is(monkeypatch, False)
     with pytest.raises(UserError) as error:
-        data.load(name, "test", str(tmp_path / "nowhere"))
+        datasets.load(name, "test", str(tmp_path / "nowhere"))
     for part in (
         str(tmp_path / f"nowhere/{name}.npz"),
-        str(tmp_path / f"nowhere/{data._KNOWN[name].tfds_name}"),
+        str(tmp_path / f"nowhere/{datasets._KNOWN[name].tfds_name}"),
         "pip install 'disguide_jax[data]'",
         "train_images, train_labels, test_images, test_labels",
     ):
@@ -477,7 +485,7 @@ def test_the_first_use_prepares_where_tensorflow_is_installed(tiny_cifar, tmp_pa
 
     shrink(monkeypatch, "cifar10")
     replace_download(monkeypatch, download_and_prepare)
-    assert len(data.load("cifar10", "test", str(tmp_path / "new")).images) == NUM_TEST
+    assert len(datasets.load("cifar10", "test", str(tmp_path / "new")).images) == NUM_TEST
 
 
 def test_a_failing_download_is_reported_with_the_alternative(tmp_path, monkeypatch):
@@ -486,29 +494,29 @@ def test_a_failing_download_is_reported_with_the_alternative(tmp_path, monkeypat
 
     replace_download(monkeypatch, download_and_prepare)
     with pytest.raises(UserError, match=r"(?s)cifar10: TFDS .*no route to host.*cifar10\.npz"):
-        data.load("cifar10", "test", str(tmp_path))
+        datasets.load("cifar10", "test", str(tmp_path))
 
 
 # The cache of decoded images
 
 
 def test_images_are_decoded_once(data_dir, reads):
-    first = data.load("cifar10", "test", str(data_dir))
-    again = data.load("cifar10", "test", str(data_dir))
+    first = datasets.load("cifar10", "test", str(data_dir))
+    again = datasets.load("cifar10", "test", str(data_dir))
     assert reads == ["test"]
     assert digest(first) == digest(again)
-    data.load("cifar10", "train", str(data_dir))
+    datasets.load("cifar10", "train", str(data_dir))
     assert reads == ["test", "train"]
 
 
 def test_other_files_are_decoded_anew_and_replace_the_old_entry(data_dir, reads, cache):
-    data.load("cifar10", "test", str(data_dir))
+    datasets.load("cifar10", "test", str(data_dir))
     shutil.rmtree(data_dir)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         other = splits(arrays(32, 32, 3, seed=1))
         prepare("cifar10", other, data_dir)
-    read = data.load("cifar10", "test", str(data_dir))
+    read = datasets.load("cifar10", "test", str(data_dir))
     assert in_any_order(*read) == in_any_order(*other["test"])
     assert reads == ["test", "test"]
     assert len(list(cache.iterdir())) == 1
@@ -517,15 +525,15 @@ def test_other_files_are_decoded_anew_and_replace_the_old_entry(data_dir, reads,
 def test_data_sets_in_two_places_have_an_entry_each(data_dir, tmp_path, reads, cache):
     shutil.copytree(data_dir, tmp_path / "copy")
     for _ in range(2):
-        data.load("cifar10", "test", str(data_dir))
-        data.load("cifar10", "test", str(tmp_path / "copy"))
+        datasets.load("cifar10", "test", str(data_dir))
+        datasets.load("cifar10", "test", str(tmp_path / "copy"))
     assert reads == ["test"] * 2
     assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "fewer images", "directory"])
 def test_a_damaged_entry_is_noticed_and_decoded_anew(data_dir, reads, cache, caplog, damage):
-    whole = data.load("cifar10", "test", str(data_dir))
+    whole = datasets.load("cifar10", "test", str(data_dir))
     (entry,) = cache.iterdir()
     content = bytearray(entry.read_bytes())
     if damage == "directory":
@@ -539,29 +547,29 @@ def test_a_damaged_entry_is_noticed_and_decoded_anew(data_dir, reads, cache, cap
     else:
         content[len(content) // 2] ^= damage == "flip"
         entry.write_bytes(content[: {"cut": 1000, "empty": 0}.get(damage)])
-    assert digest(data.load("cifar10", "test", str(data_dir))) == digest(whole)
+    assert digest(datasets.load("cifar10", "test", str(data_dir))) == digest(whole)
     assert reads == ["test", "test"]
     assert caplog.messages[0].startswith(f"{entry}: unusable")
     if damage != "directory":  # which is nothing that a file may replace
-        data.load("cifar10", "test", str(data_dir))
+        datasets.load("cifar10", "test", str(data_dir))
         assert reads == ["test", "test"]
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_warning(data_dir, cache, caplog):
     cache.parent.mkdir()
     cache.write_text("a file where the directory should be")
-    assert len(data.load("cifar10", "test", str(data_dir)).images) == NUM_TEST
+    assert len(datasets.load("cifar10", "test", str(data_dir)).images) == NUM_TEST
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "not written" in caplog.text
 
 
 def test_nothing_half_written_stays_when_the_disk_is_full(data_dir, cache, caplog, monkeypatch):
-    def savez(path, **arrays):
-        path.write_bytes(b"half")
+    def savez(file, **arrays):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", savez)
-    assert len(data.load("cifar10", "test", str(data_dir)).images) == NUM_TEST
+    assert len(datasets.load("cifar10", "test", str(data_dir)).images) == NUM_TEST
     assert "No space left" in caplog.text
     assert list(cache.iterdir()) == []
 
@@ -570,7 +578,7 @@ def test_several_at_once_leave_one_whole_entry(data_dir, cache, caplog):
     results = []
 
     def load():
-        results.append(digest(data.load("cifar10", "test", str(data_dir))))
+        results.append(digest(datasets.load("cifar10", "test", str(data_dir))))
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
@@ -593,7 +601,7 @@ def test_real_cifar10_is_the_same_through_npz_and_tfds(shared, tmp_path):
     real = unpack["load"]("cifar10")
     np.savez(tmp_path / "cifar10.npz", **real)
     for split in ("train", "test"):
-        read = data.load("cifar10", split, str(tmp_path))
+        read = datasets.load("cifar10", split, str(tmp_path))
         np.testing.assert_array_equal(read.images, real[f"{split}_images"])
         np.testing.assert_array_equal(read.labels, real[f"{split}_labels"])
 
@@ -601,11 +609,11 @@ def test_real_cifar10_is_the_same_through_npz_and_tfds(shared, tmp_path):
         real[name] = real[name][:100]
     unpack["write_tfds"]("cifar10", real, tmp_path / "tfds")
     with pytest.raises(UserError, match=r"100 images .* must be 50,000"):
-        data.load("cifar10", "train", str(tmp_path / "tfds"))
-    read = data.load("cifar10", "test", str(tmp_path / "tfds"))
+        datasets.load("cifar10", "train", str(tmp_path / "tfds"))
+    read = datasets.load("cifar10", "test", str(tmp_path / "tfds"))
     written = real["test_images"], real["test_labels"]
     assert in_any_order(*read) == in_any_order(*written)
-    assert digest(read) == digest(data.load("cifar10", "test", str(tmp_path / "tfds")))
+    assert digest(read) == digest(datasets.load("cifar10", "test", str(tmp_path / "tfds")))
 
 
 @pytest.mark.slow
@@ -615,10 +623,10 @@ def test_real_cifar100_has_all_classes_alike_and_may_lack_its_training_images(sh
     np.savez(tmp_path / "cifar100.npz", **real)
     for split, each in (("train", 500), ("test", 100)):
         if f"{split}_labels" in real:
-            labels = data.load("cifar100", split, str(tmp_path)).labels
+            labels = datasets.load("cifar100", split, str(tmp_path)).labels
             assert np.bincount(labels).tolist() == [each] * 100
     test_only = {name: real[name] for name in ("test_images", "test_labels", "classes")}
     np.savez(tmp_path / "cifar100.npz", **test_only)
-    assert len(data.load("cifar100", "test", str(tmp_path)).labels) == 10_000
+    assert len(datasets.load("cifar100", "test", str(tmp_path)).labels) == 10_000
     with pytest.raises(UserError, match="no train_images"):
-        data.load("cifar100", "train", str(tmp_path))
+        datasets.load("cifar100", "train", str(tmp_path))

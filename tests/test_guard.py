@@ -1,7 +1,11 @@
 """Runs that are stuck are noticed, those that are not are left in peace, and restarts are exact."""
 
+import contextlib
+import io
 import json
 import math
+import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +14,14 @@ import pytest
 import tiny
 from conftest import ROOT
 
-from disguide_jax import guard, optim, plan, steps, studies, train
 from disguide_jax.config import ClonesConfig, VictimConfig, to_dict
+from disguide_jax.core import learn
+from disguide_jax.core.types import Variables
 from disguide_jax.errors import UserError
+from disguide_jax.files import workdir
+from disguide_jax.run import extraction, guard
+from disguide_jax.run import program as parts
+from disguide_jax.study.results import Cell
 
 HEALTHY = {"gen/disagreement": 0.02, "victim/class_share": [0.1] * 10, "gen/saturation": 0.3}
 
@@ -54,7 +63,7 @@ def test_a_symptom_must_last_and_one_good_line_ends_it():
 
 def config(name="digits_soft:smoke", **changes):
     """A random victim, which gives all images one class, and whose clones soon agree on it."""
-    cell = studies.Cell("", name, tuple(changes.items()))
+    cell = Cell("", name, tuple(({"guard": "warn"} | changes).items()))
     return cell.load(0)
 
 
@@ -69,30 +78,45 @@ def stuck_at(workdir):
     return {x["queries"]: x["guard/stuck"] for x in lines_of(workdir) if "guard/stuck" in x}
 
 
-def test_warnings_come_once_and_stop_saves_and_can_be_continued(tmp_path, capsys):
-    warned = train.train_and_evaluate(config(**STUCK), tmp_path / "warn")
-    found = stuck_at(tmp_path / "warn")
+class Run(NamedTuple):
+    folder: pathlib.Path
+    summary: dict
+    out: str
+
+
+@pytest.fixture(scope="module")
+def warned(tmp_path_factory) -> Run:
+    """A run that is stuck and is only told so."""
+    folder, out = tmp_path_factory.mktemp("warned"), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        summary = extraction.train_and_evaluate(config(**STUCK), folder)
+    return Run(folder, summary, out.getvalue())
+
+
+@pytest.mark.slow
+def test_warnings_come_once_and_stop_saves_and_can_be_continued(tmp_path, warned):
+    found = stuck_at(warned.folder)
     assert found[24] == "classes"
     assert set(found.values()) == {"classes", "agreement"}, "the clones end in agreement"
     assert list(found.values()).count("classes") == 1
-    out = capsys.readouterr().out
-    assert out.count("guard: the victim names hardly more than one class, after 24 queries") == 1
+    message = "guard: the victim names hardly more than one class, after 24 queries"
+    assert warned.out.count(message) == 1
 
     with pytest.raises(UserError, match=r"stuck: the victim names .* stops after 24 queries"):
-        train.train_and_evaluate(config(**STUCK, guard="stop"), tmp_path / "stop")
+        extraction.train_and_evaluate(config(**STUCK, guard="stop"), tmp_path / "stop")
     assert not (tmp_path / "stop/summary.json").exists()
-    continued = train.train_and_evaluate(config(**STUCK), tmp_path / "stop")
-    assert continued["clones_sha256"] == warned["clones_sha256"]
+    continued = extraction.train_and_evaluate(config(**STUCK), tmp_path / "stop")
+    assert continued["clones_sha256"] == warned.summary["clones_sha256"]
     assert continued["queries"] == 240
 
 
-def test_a_restart_pays_nothing_twice_and_survives_a_kill(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_restart_pays_nothing_twice_and_survives_a_kill(tmp_path, monkeypatch, warned):
     restart = config(**STUCK, guard="restart")
-    whole = train.train_and_evaluate(restart, tmp_path / "whole")
+    whole = extraction.train_and_evaluate(restart, tmp_path / "whole")
     assert whole["queries"] == 240
     assert list(stuck_at(tmp_path / "whole"))[:2] == [24, 48], "again after three more lines"
-    warned = train.train_and_evaluate(config(**STUCK), tmp_path / "warn")
-    assert whole["clones_sha256"] != warned["clones_sha256"]
+    assert whole["clones_sha256"] != warned.summary["clones_sha256"]
 
     calls = []
 
@@ -102,7 +126,7 @@ def test_a_restart_pays_nothing_twice_and_survives_a_kill(tmp_path, monkeypatch)
             raise MemoryError
         return train_call(*args, **kwargs)
 
-    train_call, make = None, steps.make_train_call
+    train_call, make = None, extraction.make_call
 
     def make_crashing(*args, **kwargs):
         nonlocal train_call
@@ -110,27 +134,29 @@ def test_a_restart_pays_nothing_twice_and_survives_a_kill(tmp_path, monkeypatch)
         return crash
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "make_train_call", make_crashing)
+        patched.setattr(extraction, "make_call", make_crashing)
         with pytest.raises(MemoryError):
-            train.train_and_evaluate(restart, tmp_path / "parts")
-    parts = train.train_and_evaluate(restart, tmp_path / "parts")
+            extraction.train_and_evaluate(restart, tmp_path / "parts")
+    parts = extraction.train_and_evaluate(restart, tmp_path / "parts")
     assert parts["clones_sha256"] == whole["clones_sha256"]
     assert stuck_at(tmp_path / "parts") == stuck_at(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_generator_that_has_run_away_is_saturated(tmp_path):
     away = config(**{"generator.learning_rate": 100.0, "query_budget": 80})
-    train.train_and_evaluate(away, tmp_path)
+    extraction.train_and_evaluate(away, tmp_path)
     assert any("saturated" in found for found in stuck_at(tmp_path).values())
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_is_left_in_peace(tmp_path):
     healthy = config(
         query_budget=400,
         victim=VictimConfig(weights="embedded:digits-lenet5.safetensors"),
         **{"replay.size": 400, "generator.learning_rate": 1e-3},
     )
-    train.train_and_evaluate(healthy, tmp_path)
+    extraction.train_and_evaluate(healthy, tmp_path)
     assert not stuck_at(tmp_path)
     for line in lines_of(tmp_path):
         assert sum(line["victim/class_share"]) == pytest.approx(1)
@@ -139,8 +165,8 @@ def test_a_run_that_learns_is_left_in_peace(tmp_path):
 
 def test_answers_are_counted_by_class():
     settings = tiny.config()
-    networks, tx, state = tiny.build(settings)
-    step = steps.make_train_step(settings, networks, tx, channels=3)
+    kit, state = tiny.build(settings)
+    step = tiny.make_step(kit)
     state, _ = jax.jit(step)(state, jax.tree_util.Partial(tiny.brightness))
     answers = np.asarray(state.replay.answers[:6])
     np.testing.assert_array_equal(state.answered, np.bincount(answers, minlength=tiny.NUM_CLASSES))
@@ -149,25 +175,25 @@ def test_answers_are_counted_by_class():
 @pytest.mark.parametrize("clones_too", [False, True])
 def test_a_restart_makes_networks_anew_and_keeps_what_was_paid_for(clones_too):
     settings = tiny.config(clones=ClonesConfig(average_decay=0.5, learning_rate=0.1))
-    networks, tx, state = tiny.build(settings)
-    step = jax.jit(steps.make_train_step(settings, networks, tx, channels=3))
+    kit, state = tiny.build(settings)
+    step = jax.jit(tiny.make_step(kit))
     for _ in range(2):
         state, _ = step(state, jax.tree_util.Partial(tiny.brightness))
-    found = steps.restart(networks, tx, state, clones_too=clones_too)
-    again = steps.restart(networks, tx, state, clones_too=clones_too)
+    found = parts.restart(kit, state, clones_too=clones_too)
+    again = parts.restart(kit, state, clones_too=clones_too)
 
     def equal(one, other):
         same = jax.tree.map(lambda x, y: bool((x == y).all()), one, other)
         return all(jax.tree.leaves(same))
 
-    assert equal(found.generator, again.generator)
+    assert equal(found.generator.variables, again.generator.variables)
     assert not equal(found.generator.params, state.generator.params)
     assert equal(found.replay, state.replay)
     assert (int(found.queries), int(found.round)) == (int(state.queries), 2)
     assert equal(found.clones, state.clones) == (not clones_too)
-    assert equal(found.extra.clones, found.clones) == clones_too
-    assert int(found.extra.rounds) == (0 if clones_too else 2)
-    (_, (adam, schedule)) = found.generator_opt
+    assert equal(found.average.clones, found.clones.variables) == clones_too
+    assert int(found.average.rounds) == (0 if clones_too else 2)
+    (_, (adam, schedule)) = found.generator.opt_state
     assert (int(adam.count), int(schedule.count)) == (0, 2)
     step(found, jax.tree_util.Partial(tiny.brightness))
 
@@ -175,35 +201,34 @@ def test_a_restart_makes_networks_anew_and_keeps_what_was_paid_for(clones_too):
 def test_a_restarted_optimiser_begins_with_steps_of_the_scheduled_learning_rate():
     """By what it does: on a constant gradient Adam's steps are the learning rate from the first."""
     settings = tiny.config(query_budget=60)  # 10 rounds: rates fall at 4 and 8
-    tx = steps.make_optimizers(settings).generator
+    tx = tiny.build(settings)[0].tx.generator
     params, gradient = {"w": jnp.ones(3)}, {"w": jnp.full(3, 0.5)}
-    opt_state = tx.init(params)
+    learner = learn.start(Variables(params, {}), tx)
     for _ in range(6):
-        _, opt_state = tx.update(gradient, opt_state, params)
-    opt_state = optim.start_again(tx, params, opt_state)
+        learner = learn.descend(learner, tx, gradient, {})
+    opt_state = learn.start_again(learner, Variables(params, {}), tx).opt_state
     for scale in (0.3, 0.3, 0.09):
         update, opt_state = tx.update(gradient, opt_state, params)
         np.testing.assert_allclose(update["w"], -1e-4 * scale, rtol=1e-3)
 
 
 def test_a_restarted_optimiser_of_a_constant_rate_is_a_fresh_one():
-    tx = optim.adam(1e-3, 0.0)
-    params = {"w": jnp.ones(3)}
-    _, used = tx.update(params, tx.init(params), params)
-    jax.tree.map(
-        np.testing.assert_array_equal, optim.start_again(tx, params, used), tx.init(params)
-    )
+    tx = learn.adam(1e-3, weight_decay=0.0)
+    fresh = learn.start(Variables({"w": jnp.ones(3)}, {}), tx)
+    used = learn.descend(fresh, tx, fresh.params, {})
+    again = learn.start_again(used, fresh.variables, tx)
+    jax.tree.map(np.testing.assert_array_equal, again, fresh)
 
 
 def test_another_guard_may_continue_a_run_and_dfms_cannot_restart():
     before = json.loads(json.dumps(to_dict(config(guard="stop"))))
-    plan.refuse_other_config(before, config(guard="restart"), ROOT, extend=False)
+    workdir.refuse_other_config(before, config(guard="restart"), ROOT, extend=False)
     seldom = config(guard="restart", log_every_queries=16)
     with pytest.raises(UserError, match=r"config\.log_every_queries: 8, now 16"):
-        plan.refuse_other_config(before, seldom, ROOT, extend=False)
+        workdir.refuse_other_config(before, seldom, ROOT, extend=False)
     dfms = config("digits_dfms:smoke", guard="restart")
     with pytest.raises(UserError, match=r"guard is 'restart'; dfms"):
-        steps.stages(dfms)
+        parts.stages_of(dfms)
 
 
 def test_the_kept_runs_were_never_stuck():
@@ -224,9 +249,10 @@ def test_the_kept_runs_were_never_stuck():
     assert ("cifar10_cpu", "metrics.jsonl") in judged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dual_students", "dfme", "maze", "dfms"])
 def test_every_method_with_two_clones_logs_what_the_guard_looks_at(method, tmp_path):
-    train.train_and_evaluate(config(f"digits_{method}:smoke"), tmp_path)
+    extraction.train_and_evaluate(config(f"digits_{method}:smoke"), tmp_path)
     lines = [line for line in lines_of(tmp_path) if "gen/saturation" in line]
     assert lines
     for line in lines:

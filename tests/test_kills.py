@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from conftest import ROOT
 
 NUM_KILLS = 20
@@ -69,6 +70,7 @@ def play_and_kill(process: subprocess.Popen, folder: pathlib.Path, chance: rando
     process.kill()
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_as_one_that_never_was(tmp_path):
     whole = tmp_path / "whole"
     assert start(whole).wait() == 0, (whole / "output").read_text()

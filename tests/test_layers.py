@@ -8,26 +8,22 @@ import sys
 from conftest import ROOT
 
 PACKAGE = ROOT / "disguide_jax"
-LAYERS = [
-    {"main"},
-    {"cli"},
-    {"studies"},
-    {"cost"},
-    {"victim_training"},
-    {"train"},
-    {"plan"},
-    {"steps"},
-    {"methods"},
-    {"zeroth_order"},
-    {"updates"},
-    {"evaluate"},
-    {"victim"},
-    {"models"},
-    {"optim", "checkpoint", "convert", "data"},
-    {"state"},
-    {"losses", "replay", "config", "writers", "pictures", "guard", "proxy"},
-    {"errors"},
-]
+TOLD = {"config", "settings", "errors"}  # what a run can be told, and what users are told
+ROOMS = {  # what each may import of the project, beside itself
+    "core": TOLD,
+    "methods": {"core", "models", *TOLD},
+    "models": {"core", *TOLD},
+    "victims": {"core", "models", "files", *TOLD},
+    "files": {"core", *TOLD},
+    "run": {"core", "methods", "models", "victims", "files", *TOLD},
+    "study": {"core", "methods", "models", "victims", "files", "run", *TOLD},
+    "presets": TOLD,
+    "config": {"settings", "errors"},
+    "settings": {"errors"},
+    "errors": set(),
+    "cli": TOLD,
+    "main": {"cli", "run", *TOLD},
+}
 
 
 def imports(path):
@@ -40,18 +36,77 @@ def imports(path):
                 yield node.module.split(".")[1]
 
 
-def layer(name):
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+def code(path):
+    """A module without its docstrings and comments."""
+    return re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.S)
 
 
-def test_every_module_imports_from_lower_layers_only():
+def holding(pattern):
+    """The modules whose code matches, by their path in the package."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return {str(p.relative_to(PACKAGE)) for p in paths if re.search(pattern, code(p))}
+
+
+def test_every_room_imports_only_what_it_may():
     for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[0] in ("__init__", "assets"):
-            continue
-        for imported in imports(path):
-            same_package = imported == parts[0] and len(parts) > 1
-            assert same_package or layer(imported) > layer(parts[0]), f"{path}: {imported}"
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if room not in ("__init__", "assets"):
+            assert set(imports(path)) <= ROOMS[room] | {room}, path
+
+
+def test_each_thing_stands_in_one_place():
+    assert holding(r"127\.5|\b255\b") <= {
+        "core/pixels.py",
+        "files/datasets.py",
+        "methods/dfms/proxy.py",
+    }
+    assert holding(r"os\.fsync") == {"files/atomic.py"}
+    assert holding(r"2\*\*31 - \d\d?\b") <= {"core/streams.py", "config.py"}
+    assert holding(r"default_backend") == {"core/backend.py"}
+    assert holding(r"usual_dtype\(") <= {"core/backend.py", "run/program.py", "run/supervised.py"}
+    assert holding(r"sys\.stderr\)") == {"errors.py"}
+    assert holding(r"\bmock\b") == set()
+
+
+def test_functions_and_modules_are_short():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        text = path.read_text()
+        lines = len(text.splitlines())
+        assert lines <= (60 if path.parent.name == "scripts" else 400), path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 80, f"{path}: {node.name}"
+
+
+FRAGMENT = r"(Of|By|In|From|For|At|With|Likewise)\b.{0,40}\.$"  # such as "Of the buffer."
+
+
+def test_docstrings_are_whole_sentences():
+    """They begin with a capital letter, end with a full stop, and no fragment stands for one."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                continue
+            text = ast.get_docstring(node)
+            if text is None:
+                continue
+            first = text.split("\n\n")[0]
+            assert first[0].isupper() or not first[0].isalpha(), f"{path}: {first}"
+            assert first.rstrip()[-1] in ".:", f"{path}: {first}"
+            assert len(first.split()) >= 3, f"{path}: {first}"
+            assert not re.match(r"(Of|By|In|From|For|At|With)\b.{0,40}\.$", first), (
+                f"{path}: {first}"
+            )
+
+
+def test_only_the_table_names_a_method():
+    """What is whatever the method asks no method by its name."""
+    for room in ("core", "run"):
+        for path in (PACKAGE / room).glob("*.py"):
+            text = path.read_text()
+            for method in ("dual_students", "dfme", "maze", "dfms"):
+                code = re.sub(r'""".*?"""|#[^\n]*', "", text, flags=re.S)
+                assert not re.search(rf"\b{method}\b", code), f"{path}: {method}"
 
 
 def test_only_models_knows_flax_linen():
@@ -71,7 +126,15 @@ def test_only_the_command_line_knows_flags():
 def test_losses_and_steps_import_without_the_program_torch_or_tensorflow():
     unwanted = {"torch", "tensorflow", "disguide_jax.train", "disguide_jax.cli"}
     code = (
-        "import sys, disguide_jax.losses, disguide_jax.steps; "
+        "import sys, disguide_jax.core.losses, disguide_jax.core.exchange, disguide_jax.methods; "
         f"assert not {unwanted} & set(sys.modules), {unwanted} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_results_and_tables_import_without_jax():
+    code = (
+        "import sys, disguide_jax.study.tables, disguide_jax.study.results; "
+        "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disguide_jax import losses
+from disguide_jax.core import losses
 
 rng = np.random.default_rng(0)
 
@@ -101,3 +101,26 @@ def test_hard_cross_entropy_gives_all_clones_the_same_labels():
     found = losses.hard_cross_entropy(logits, labels=labels)
     expected = -np.asarray(jax.nn.log_softmax(logits))[:, np.arange(5), labels]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+LOGITS, LABELS = jnp.zeros((2, 5, 4)), jnp.zeros(5, jnp.int32)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda: losses.logit_distance(LOGITS[0]),
+        lambda: losses.logit_distance(jnp.zeros((3, 5, 4))),
+        lambda: losses.diversity(LOGITS[0]),
+        lambda: losses.class_balance(LOGITS[0]),
+        lambda: losses.generator_loss(LOGITS[0], diversity_weight=0.2),
+        lambda: losses.l1(LOGITS, targets=LOGITS[:, :1]),
+        lambda: losses.soft_cross_entropy(LOGITS, probs=LOGITS[..., :1]),
+        lambda: losses.kl_divergence(LOGITS, probs=LOGITS[:, 0]),
+        lambda: losses.hard_cross_entropy(LOGITS, labels=LABELS[:1]),
+        lambda: losses.hard_cross_entropy(LOGITS, labels=LABELS[0]),
+    ],
+)
+def test_shapes_that_would_be_broadcast_are_refused(loss):
+    with pytest.raises(AssertionError):
+        loss()

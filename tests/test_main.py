@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from disguide_jax import convert, main
+from disguide_jax import main
+from disguide_jax.files import weights
 
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("victim_")
 )
+QUICK = ("digits_hard", "digits_dual_students")
 PAPER = [name for name in CONFIGS if "digits" not in name]
 
 SUMMARY = {
@@ -56,7 +58,10 @@ def files_in(folder: pathlib.Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS],
+)
 def test_smoke_variant_leaves_everything_that_the_contract_lists(run, tmp_path, name):
     status, out, err = run(f"{name}.py:smoke", "--workdir=w")
     assert status == 0, err
@@ -82,8 +87,8 @@ def test_smoke_variant_leaves_everything_that_the_contract_lists(run, tmp_path, 
     assert lines[-1]["eval/soft_vote_accuracy"] == summary["soft_vote_accuracy"]
     assert set().union(*lines) >= {"gen/loss", "clones/loss", "time/queries_per_second"}
     for i in range(num_clones):
-        state_dict = convert.load_state_dict(workdir / "clones" / f"clone_{i}.safetensors")
-        arch = convert.recognise(state_dict, "clone")
+        state_dict = weights.load_state_dict(workdir / "clones" / f"clone_{i}.safetensors")
+        arch = weights.recognise(state_dict, "clone")
         assert arch.model == summary["config"]["clones"]["model"]
     assert (workdir / "config.json").exists()
     assert (workdir / "samples" / f"{summary['queries']:09}.png").exists()
@@ -183,7 +188,7 @@ def damaged(path: pathlib.Path, how: str) -> None:
     """Writes the digits victim, damaged."""
     victim = ROOT / "disguide_jax/assets/digits-lenet5.safetensors"
     content = victim.read_bytes()
-    state_dict = convert.load_state_dict(victim)
+    state_dict = weights.load_state_dict(victim)
     match how:
         case "junk":
             path.write_bytes(b"junk" * 1000)
@@ -193,13 +198,13 @@ def damaged(path: pathlib.Path, how: str) -> None:
             path.write_bytes(b"")
         case "not finite":
             state_dict["fc1.bias"] = state_dict["fc1.bias"] * np.nan
-            convert.save_state_dict(path, state_dict)
+            weights.save_state_dict(path, state_dict)
         case "a tensor short":
             del state_dict["conv2.bias"]
-            convert.save_state_dict(path, state_dict)
+            weights.save_state_dict(path, state_dict)
         case "another shape":
             state_dict["fc2.weight"] = np.zeros((7, 84), np.float32)
-            convert.save_state_dict(path, state_dict)
+            weights.save_state_dict(path, state_dict)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +241,7 @@ def test_weights_of_another_architecture_are_refused(run, tmp_path):
     assert "model is 'lenet5', but the configuration needs 'resnet18_8x'" in err
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_naming_round_and_metric(run, tmp_path):
     status, _, err = run(
         "digits_hard.py:smoke", "--config.clones.learning_rate=1e38", "--workdir=w"

@@ -11,11 +11,15 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disguide_jax import checkpoint, evaluate, losses, proxy, steps
 from disguide_jax.config import ClonesConfig, DfmsConfig, GeneratorConfig, ZerothOrderConfig
+from disguide_jax.core import losses
+from disguide_jax.core import stages as stages_lib
+from disguide_jax.core.answers import soft_vote
 from disguide_jax.errors import UserError
-from disguide_jax.methods import dfms
+from disguide_jax.files import checkpoint
+from disguide_jax.methods.dfms import choose, proxy
 from disguide_jax.models.dcgan import ConvTranspose, DcganDiscriminator, DcganGenerator
+from disguide_jax.run import program as parts
 
 IN_A_ROUND = {  # METHODS: batches of 6, 3 clone steps, 2 directions, as images
     "disguide": 6,
@@ -64,32 +68,29 @@ class Recorder:
 
 
 def play_all(config, victim, after_round=lambda state: state):
-    """Plays every round of every stage; returns the networks, the states after each, and stages."""
-    networks, tx, state = tiny.build(config)
-    stages = steps.stages(config)
-    plays = {
-        stage: jax.jit(steps.make_train_step(config, networks, tx, channels=3, stage=stage))
-        for stage in stages
-    }
-    for round_ in range(steps.num_rounds(config)):
-        stage, _ = steps.stage_at(stages, round_)
-        state, metrics = plays[stage](state, jax.tree_util.Partial(victim))
+    """Plays every round of every stage; returns the last kit and the state."""
+    kits, stages = tiny.make_kits(config), parts.stages_of(config)
+    kit, state = tiny.build(config)
+    plays = {stage.name: jax.jit(parts.make_play(kits[stage.name], stage)) for stage in stages}
+    for round_ in range(stages_lib.total(stages)):
+        stage, _ = stages_lib.stage_at(stages, round_)
+        state, metrics = plays[stage.name](state, jax.tree_util.Partial(victim))
         assert all(np.isfinite(m) for m in metrics.values())
         state = after_round(state)
-    return networks, state
+    return kit, state
 
 
-@pytest.mark.parametrize("method", [*IN_A_ROUND, "dfms"])
+@pytest.mark.parametrize("method", [*IN_A_ROUND, pytest.param("dfms", marks=pytest.mark.slow)])
 def test_every_method_sends_what_it_states_round_by_round_and_counts_it(method):
     config = config_of(method)
     victim = Recorder(tiny.brightness if config.labels == "hard" else tiny.smooth_brightness)
-    stages, sent = steps.stages(config), []
+    stages, sent = parts.stages_of(config), []
 
     def compare(state):
         sent.append(sum(len(images) for images in victim.take()))
-        stage, _ = steps.stage_at(stages, int(state.round) - 1)
-        assert sent[-1] == stage.queries_per_round
-        assert int(state.queries) == sum(sent) == steps.queries_after(stages, int(state.round))
+        stage, _ = stages_lib.stage_at(stages, int(state.round) - 1)
+        assert sent[-1] == stage.queries
+        assert int(state.queries) == sum(sent) == stages_lib.queries_after(stages, int(state.round))
         return state
 
     play_all(config, victim, compare)
@@ -108,21 +109,22 @@ def test_no_budget_is_exceeded_and_one_that_is_too_small_is_refused(method, budg
     config.dfms.proxy_images = config.dfms.validation_images = 50
     config.dfms.offline_images = 40
     try:
-        stages = steps.stages(config)
+        stages = parts.stages_of(config)
     except UserError:
         with pytest.raises(UserError, match=f"query_budget is {budget}; .*at least"):
-            steps.stages(config)
+            parts.stages_of(config)
     else:
-        spent = steps.queries_after(stages, steps.num_rounds(config))
-        assert spent <= budget < spent + stages[-1].queries_per_round
+        spent = stages_lib.queries_after(stages, stages_lib.total(stages))
+        assert spent <= budget < spent + stages[-1].queries
 
 
+@pytest.mark.slow
 def test_dfms_continues_exactly_from_a_checkpoint_after_any_round(tmp_path):
     """Inside stages and between them, whether or not they send anything."""
     config = config_of("dfms")
     _, expected = play_all(config, tiny.brightness)
     with checkpoint.Checkpoints(tmp_path) as saved:
-        template = jax.eval_shape(lambda: tiny.build(config)[2])
+        template = jax.eval_shape(lambda: tiny.build(config)[1])
         assert saved.restore(template) is None
 
     def through_the_disk(state):
@@ -142,6 +144,7 @@ def test_dfms_continues_exactly_from_a_checkpoint_after_any_round(tmp_path):
     jax.tree.map(compare, found, expected)
 
 
+@pytest.mark.slow
 def test_dfms_clones_are_those_that_agree_most_with_the_paid_answers():
     config = config_of("dfms")
     victim, agreements = Recorder(tiny.brightness), {}
@@ -149,29 +152,30 @@ def test_dfms_clones_are_those_that_agree_most_with_the_paid_answers():
 
     def watch(state):
         nonlocal paid
-        stage, first = steps.stage_at(steps.stages(config), int(state.round) - 1)
+        stage, first = stages_lib.stage_at(parts.stages_of(config), int(state.round) - 1)
         sent = victim.take()
         if stage.name == "validate":
             paid = sent if int(state.round) - 1 == first else paid + sent
         agreements[int(state.round)] = (stage.name, state, list(paid))
         return state
 
-    networks, _ = play_all(config, victim, watch)
-    ends = np.cumsum([stage.num_rounds for stage in steps.stages(config)])
+    kit, _ = play_all(config, victim, watch)
+    ends = np.cumsum([stage.num_rounds for stage in parts.stages_of(config)])
     for end in (ends[3], ends[7], ends[8]):
         name, state, images = agreements[int(end)]
         images = jnp.concatenate(images)
         np.testing.assert_array_equal(state.extra.validation, tiny.brightness(images))
-        logits, _ = networks.clones.apply(state.clones, images, train=False)
-        agreement = (evaluate.soft_vote(logits) == state.extra.validation).mean()
+        logits, _ = kit.networks.clones.apply(state.extra.best, images, train=False)
+        agreement = (soft_vote(logits) == state.extra.validation).mean()
         np.testing.assert_allclose(state.extra.agreement, agreement, atol=1e-6)
         if name == "alternate":  # no average is better than the choice
-            for i in range(len(dfms.DECAYS)):
+            for i in range(len(choose.DECAYS)):
                 one = jax.tree.map(lambda x, i=i: x[i], state.extra.averages)
-                logits, _ = networks.clones.apply(one, images, train=False)
-                assert (evaluate.soft_vote(logits) == state.extra.validation).mean() <= agreement
+                logits, _ = kit.networks.clones.apply(one, images, train=False)
+                assert (soft_vote(logits) == state.extra.validation).mean() <= agreement
 
 
+@pytest.mark.slow
 def test_dfms_labels_stay_with_the_images_that_they_were_given_for():
     """A victim that tells proxy images, which have no colour, from generated ones."""
 
@@ -187,17 +191,17 @@ def test_dfms_averages_are_exponential():
     averages, new = jnp.arange(14.0).reshape(7, 2), jnp.array([10.0, 20.0])
     expected = [
         [d * a + (1 - d) * b for a, b in zip(row, new, strict=True)]
-        for d, row in zip(dfms.DECAYS, averages, strict=True)
+        for d, row in zip(choose.DECAYS, averages, strict=True)
     ]
-    np.testing.assert_allclose(dfms.average(averages, new), expected, rtol=1e-6)
-    assert dfms.DECAYS[0] == 0  # the student itself is a candidate
+    np.testing.assert_allclose(choose.average(averages, new), expected, rtol=1e-6)
+    assert choose.DECAYS[0] == 0  # the student itself is a candidate
 
 
 def test_maze_stores_the_last_fresh_batch_and_no_other():
     config = config_of("maze")
     victim = Recorder(tiny.smooth_brightness)
-    networks, tx, state = tiny.build(config)
-    step = steps.make_train_step(config, networks, tx, channels=3)
+    kit, state = tiny.build(config)
+    step = tiny.make_step(kit)
     state, _ = jax.jit(step)(state, jax.tree_util.Partial(victim))
     sent = victim.take()
     assert [len(images) for images in sent] == [18, 6, 6]
@@ -210,7 +214,7 @@ def test_maze_stores_the_last_fresh_batch_and_no_other():
 
 @pytest.mark.parametrize("method", ["dual_students", "dfme", "dfms"])
 def test_methods_without_replay_keep_none(method):
-    _, _, state = tiny.build(config_of(method))
+    _, state = tiny.build(config_of(method))
     assert len(state.replay.images) == 1
 
 
@@ -226,7 +230,7 @@ def test_methods_without_replay_keep_none(method):
 )
 def test_what_a_method_cannot_do_is_refused(method, changes, message):
     with pytest.raises(UserError, match=message):
-        steps.stages(config_of(method, **changes))
+        parts.stages_of(config_of(method, **changes))
 
 
 def test_logit_distance_and_class_balance_are_their_definitions():

@@ -4,18 +4,18 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_script
+from conftest import ROOT
 
 from disguide_jax.errors import UserError
-
-check_parity = load_script("check_parity")
+from disguide_jax.study.parity import check
 
 PART = ROOT / "tests/data/parity"
 
 
+@pytest.mark.slow
 def test_updates_losses_and_networks_agree_with_the_kept_recordings():
     lines = []
-    assert check_parity.check(PART, lines.append)
+    assert check(PART, lines.append)
     text = "\n".join(lines)
     for quantity in (
         "lenet5_half eval",
@@ -27,10 +27,20 @@ def test_updates_losses_and_networks_agree_with_the_kept_recordings():
         assert quantity in text
 
 
+def test_losses_and_a_network_agree_with_the_kept_recordings(tmp_path):
+    for name in ("losses.npz", "lenet5_half.npz", "lenet5_half.pt"):
+        shutil.copy(PART / name, tmp_path)
+    lines = []
+    assert check(tmp_path, lines.append)
+    text = "\n".join(lines)
+    for quantity in ("lenet5_half eval", "disagreement loss", "diversity loss"):
+        assert quantity in text
+
+
 @pytest.mark.slow
 def test_everything_recorded_agrees(shared):
     lines = []
-    assert check_parity.check(shared / "golden", lines.append)
+    assert check(shared / "golden", lines.append)
     quantities = sum("1e-09" in line or "1e-08" in line for line in lines)
     assert lines[-1].strip() == f"{quantities} of {quantities} quantities agree"
     assert quantities > 40
@@ -44,10 +54,10 @@ def test_a_number_that_is_off_by_more_than_its_tolerance_fails(tmp_path, key):
     recording[key] = recording[key] * (1 + 1e-8)
     np.savez(tmp_path / "losses.npz", **recording)
     lines = []
-    assert not check_parity.check(tmp_path, lines.append)
+    assert not check(tmp_path, lines.append)
     assert sum("EXCEEDED" in line for line in lines) == 1
 
 
 def test_a_directory_without_recordings_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no recording"):
-        check_parity.check(tmp_path, lambda line: None)
+        check(tmp_path, lambda line: None)

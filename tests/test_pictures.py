@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disguide_jax import pictures
+from disguide_jax.run import pictures
 
 
 def read(path):
@@ -16,8 +16,8 @@ def read(path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_shows_each_image_in_its_place_with_a_black_frame(tmp_path, channels):
-    images = np.full((5, 32, 32, channels), -1.0)
-    images[1], images[4] = 1.0, 0.0
+    images = np.zeros((5, 32, 32, channels), np.uint8)
+    images[1], images[4] = 255, 128
     pictures.save_image_grid(tmp_path / "grid.png", images)
     grid = read(tmp_path / "grid.png")
     assert grid.shape[:2] == (2 * 34, 3 * 34)
@@ -37,7 +37,7 @@ def workdir_after(tmp_path, num_lines, num_classes, metrics=("gen/disagreement",
             line["victim/class_share"] = rng.dirichlet(np.ones(num_classes)).tolist()
             if i % 2 == 0:
                 line |= {"eval/soft_vote_accuracy": 1 - 1 / i, "eval/clone_accuracy": [0.3, 0.5]}
-                images = rng.uniform(-1, 1, (9, 32, 32, 1))
+                images = rng.integers(0, 256, (9, 32, 32, 1), np.uint8)
                 pictures.save_image_grid(tmp_path / "samples" / f"{1000 * i:09}.png", images)
             file.write(json.dumps(line) + "\n")
     return tmp_path
@@ -64,11 +64,12 @@ def test_a_run_that_has_hardly_begun_can_be_drawn(tmp_path, num_lines):
 
 
 def test_the_images_picked_are_not_all_gray(tmp_path):
-    images = np.arange(64)[:, None, None, None] / 64 * np.ones((64, 32, 32, 3))
-    images[::8] = -1
+    images = np.zeros((64, 32, 32, 3), np.uint8)
+    images += np.arange(64, dtype=np.uint8)[:, None, None, None] + 100
+    images[::8] = 0
     pictures.save_image_grid(tmp_path / "grid.png", images)
     picked = pictures.some_tiles(tmp_path / "grid.png").reshape(5, 34, 34, 3)[:, 17, 17, 0]
-    expected = np.round((images[[0, 9, 18, 27, 36], 0, 0, 0] + 1) * 127.5)
+    expected = images[[0, 9, 18, 27, 36], 0, 0, 0]
     np.testing.assert_array_equal(picked, expected)
     pictures.save_image_grid(tmp_path / "grid.png", images[:5])  # two rows of three
     assert pictures.some_tiles(tmp_path / "grid.png").shape == (68, 34, 3)

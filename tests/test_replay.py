@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disguide_jax import replay
+from disguide_jax.core import pixels, replay
 
 properties = settings(max_examples=15, deadline=None, derandomize=True)
 insert = jax.jit(replay.insert, donate_argnums=0)
@@ -157,11 +157,11 @@ def test_a_sample_keeps_images_and_answers_together(data, labels, seed):
 @given(st.lists(st.floats(-1, 1, width=32), min_size=8, max_size=8))
 def test_eight_bits_keep_the_nearest_of_256_levels(values):
     images = np.array(values, np.float32)
-    stored = np.asarray(replay.encode(jnp.array(images), jnp.uint8))
+    stored = np.asarray(pixels.encode(jnp.array(images), jnp.uint8))
     assert stored.dtype == np.uint8
     levels = np.arange(256) / 127.5 - 1
     nearest = np.abs(images[:, None].astype(np.float64) - levels).min(axis=1)
-    decoded = np.asarray(replay.decode(jnp.array(stored)))
+    decoded = np.asarray(pixels.decode(jnp.array(stored)))
     assert decoded.dtype == np.float32
     assert (np.abs(decoded) <= 1).all()
     np.testing.assert_allclose(np.abs(decoded - images), nearest, atol=1e-6)
@@ -169,12 +169,12 @@ def test_eight_bits_keep_the_nearest_of_256_levels(values):
 
 def test_each_of_the_256_levels_survives_any_number_of_round_trips():
     stored = jnp.arange(256, dtype=jnp.uint8)
-    np.testing.assert_array_equal(replay.encode(replay.decode(stored), jnp.uint8), stored)
-    assert replay.decode(stored)[jnp.array([0, 255])].tolist() == [-1.0, 1.0]
+    np.testing.assert_array_equal(pixels.encode(pixels.decode(stored), jnp.uint8), stored)
+    assert pixels.decode(stored)[jnp.array([0, 255])].tolist() == [-1.0, 1.0]
 
 
 def test_what_lies_outside_the_range_is_clipped_not_wrapped():
-    stored = replay.encode(jnp.array([-1.5, -1.0, 1.0, 1.01]), jnp.uint8)
+    stored = pixels.encode(jnp.array([-1.5, -1.0, 1.0, 1.01]), jnp.uint8)
     assert stored.tolist() == [0, 0, 255, 255]
 
 
@@ -182,10 +182,10 @@ def test_what_lies_outside_the_range_is_clipped_not_wrapped():
 @given(st.lists(st.floats(-1, 1, width=32), min_size=8, max_size=8))
 def test_floats_are_kept_as_well_as_their_type_can(values):
     images = jnp.array(values, jnp.float32)
-    np.testing.assert_array_equal(replay.decode(replay.encode(images, jnp.float32)), images)
-    stored = replay.encode(images, jnp.bfloat16)
+    np.testing.assert_array_equal(pixels.decode(pixels.encode(images, jnp.float32)), images)
+    stored = pixels.encode(images, jnp.bfloat16)
     assert stored.dtype == jnp.bfloat16
-    decoded = replay.decode(stored)
+    decoded = pixels.decode(stored)
     assert decoded.dtype == jnp.float32
     np.testing.assert_allclose(decoded, images, rtol=2**-8, atol=1e-37)
 
@@ -194,9 +194,9 @@ def test_double_precision_is_not_lost():
     with jax.enable_x64(True):
         images = jnp.array([1 / 3, -0.1])
         assert images.dtype == jnp.float64
-        stored = replay.encode(images, jnp.float64)
-        assert replay.decode(stored).dtype == jnp.float64
-        np.testing.assert_array_equal(replay.decode(stored), images)
+        stored = pixels.encode(images, jnp.float64)
+        assert pixels.decode(stored).dtype == jnp.float64
+        np.testing.assert_array_equal(pixels.decode(stored), images)
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bfloat16, jnp.float32])
@@ -210,3 +210,18 @@ def test_the_buffer_stores_its_own_type_and_samples_floats(dtype):
     order = np.argsort(np.asarray(their_answers[:, 0]))
     np.testing.assert_allclose(np.asarray(sampled)[order], images, atol=1 / 128)
     np.testing.assert_array_equal(np.asarray(their_answers)[order], answers)
+
+
+def test_batches_that_are_not_shaped_like_the_buffer_are_refused():
+    ring, (images, answers) = make_replay(8, 4), make_batch(0, 4, labels=False)
+    for wrong in (
+        (images[:, :1], answers),  # would be broadcast
+        (images[0], answers),
+        (images, answers[:1]),
+        (images, answers[:, :1]),
+        (images, answers[:, 0]),
+    ):
+        with pytest.raises(AssertionError):
+            replay.insert(ring, *wrong)
+    with pytest.raises(AssertionError):
+        replay.sample(ring, jax.random.split(jax.random.key(0)), 2)

@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 import tiny
 
-from disguide_jax import optim, replay, steps, studies, updates
-from disguide_jax.config import ClonesConfig, ReplayConfig, ScheduleConfig
+from disguide_jax.config import ClonesConfig, DisguideConfig, ReplayConfig, ScheduleConfig
+from disguide_jax.core import images, learn, replay, streams
+from disguide_jax.core import stages as stages_lib
+from disguide_jax.core.exchange import make_call
 from disguide_jax.errors import UserError
 from disguide_jax.methods import disguide
+from disguide_jax.run import program as parts
+from disguide_jax.study import results
 
 VICTIM = jax.tree_util.Partial(tiny.brightness)
 
 
 def tiny_step(config):
-    networks, tx, state = tiny.build(config)
-    step = steps.make_train_step(config, networks, tx, channels=3)
-    return networks, tx, state, step
+    kit, state = tiny.build(config)
+    return kit, state, tiny.make_step(kit)
 
 
 def copy(tree):
@@ -35,35 +38,40 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(compare, a, b)
 
 
-@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("augmented", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_round_is_a_generator_update_a_query_and_b_plus_one_clone_updates_in_this_order(
     augmented,
 ):
     config = tiny.config()
     if augmented:
         config.replay.crop_padding, config.replay.flip = 2, True
-    networks, tx, state, step = tiny_step(config)
+    kit, state, step = tiny_step(config)
     found, metrics = jax.jit(step)(state, VICTIM)
 
     @jax.jit
     def by_hand(s):
-        z, gray = updates.draw_latent(updates.round_key(s, disguide.GENERATOR), 6, 4, 3)
-        s, first = disguide.update_generator(s, networks, tx, z, gray, config=config)
-        z, gray = updates.draw_latent(updates.round_key(s, disguide.CLONES), 6, 4, 3)
-        images, _ = updates.generate(  # eval mode: running statistics
-            networks.generator, s.generator, z, gray, gray_every=8, train=False
+        drawn = images.draw_latent(streams.of_round(s, disguide.GENERATOR), 6, 4, 3)
+        variables = s.clones.variables
+        generator, first = disguide.update_generator(kit, s.generator, variables, *drawn)
+        drawn = images.draw_latent(streams.of_round(s, disguide.CLONES), 6, 4, 3)
+        sent, _ = images.generate(  # eval mode: running statistics
+            kit.networks.generator, generator.variables, *drawn, gray_every=8, train=False
         )
-        s, images, labels = updates.query(s, VICTIM, images)
-        loss_fn = updates.make_clone_loss(config.clones, labels="hard")
-        update = functools.partial(updates.update_clones, clones=networks.clones)
-        s, second = update(s, tx=tx.clones, loss_fn=loss_fn, images=images, answers=labels)
-        for key in jax.random.split(updates.round_key(s, disguide.REPLAY), 2):
-            images, labels = replay.sample(s.replay, key, 6)
+        labels = VICTIM(sent)
+        ring = replay.insert(s.replay, sent, labels)
+        teach = functools.partial(
+            learn.teach, net=kit.networks.clones, tx=kit.tx.clones, loss_fn=kit.answers.loss
+        )
+        clones, second = teach(s.clones, images=sent, answers=labels)
+        for key in jax.random.split(streams.of_round(s, disguide.REPLAY), 2):
+            batch, labels = replay.sample(ring, key, 6)
             if augmented:
                 key = jax.random.fold_in(key, disguide.AUGMENT)
-                images = updates.augment(key, images, padding=2, flip=True, black=-1)
-            s, _ = update(s, tx=tx.clones, loss_fn=loss_fn, images=images, answers=labels)
-        return s.replace(round=s.round + 1), first | second
+                batch = images.augment(key, batch, padding=2, flip=True, black=-1)
+            clones, _ = teach(clones, images=batch, answers=labels)
+        counts = jnp.bincount(VICTIM(sent), length=tiny.NUM_CLASSES)
+        s = s.replace(queries=s.queries + 6, answered=s.answered + counts, round=s.round + 1)
+        return s.replace(generator=generator, clones=clones, replay=ring), first | second
 
     expected, expected_metrics = by_hand(state)
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -73,7 +81,7 @@ def test_a_round_is_a_generator_update_a_query_and_b_plus_one_clone_updates_in_t
 
 def test_every_image_the_victim_sees_is_counted_and_no_other():
     config = tiny.config()
-    _, _, state, step = tiny_step(config)
+    _, state, step = tiny_step(config)
     seen = []
 
     def victim(images):
@@ -84,20 +92,20 @@ def test_every_image_the_victim_sees_is_counted_and_no_other():
     for _ in range(5):
         state, _ = play(state, jax.tree_util.Partial(victim))
     jax.effects_barrier()
-    assert sum(seen) == int(state.queries) == 5 * disguide.queries_per_round(config) == 30
+    assert sum(seen) == int(state.queries) == 5 * disguide.stages(config)[0].queries == 30
     assert int(state.replay.head) == 30 % 16
     assert int(state.replay.size) == 16
 
 
-@pytest.mark.parametrize("labels", ["soft", "hard"])
+@pytest.mark.parametrize("labels", [pytest.param("soft", marks=pytest.mark.slow), "hard"])
 def test_rounds_looped_on_the_device_equal_single_calls(labels):
     config = tiny.config(labels=labels)
     victim = VICTIM
     if labels == "soft":
         victim = jax.tree_util.Partial(tiny.soft_brightness)
-    _, _, state, step = tiny_step(config)
-    looped = steps.make_train_call(step, looped=True)
-    single = steps.make_train_call(step, looped=False)
+    _, state, step = tiny_step(config)
+    looped = make_call(step, looped=True)
+    single = make_call(step, looped=False)
     a, sums, played = looped(copy(state), victim, 3)
     assert int(played) == 3
     totals = {}
@@ -112,8 +120,8 @@ def test_rounds_looped_on_the_device_equal_single_calls(labels):
 @pytest.mark.parametrize("looped", [True, False])
 def test_the_step_is_traced_once_whatever_the_number_of_rounds_and_the_state_is_donated(looped):
     config = tiny.config()
-    _, _, state, step = tiny_step(config)
-    call = steps.make_train_call(step, looped=looped)
+    _, state, step = tiny_step(config)
+    call = make_call(step, looped=looped)
     first = state
     for num_rounds in (2, 2, 1):
         state, _, _ = call(state, VICTIM, num_rounds)
@@ -124,14 +132,14 @@ def test_the_step_is_traced_once_whatever_the_number_of_rounds_and_the_state_is_
 
 def test_a_loop_stops_at_the_round_whose_metrics_are_not_finite():
     config = tiny.config()
-    _, _, state, step = tiny_step(config)
+    _, state, step = tiny_step(config)
 
     def failing_step(state, victim):
         after, metrics = step(state, victim)
         spoilt = jnp.where(after.round == 2, jnp.nan, metrics["clones/loss"])
         return after, metrics | {"clones/loss": spoilt}
 
-    state, sums, played = steps.make_train_call(failing_step, looped=True)(state, VICTIM, 5)
+    state, sums, played = make_call(failing_step, looped=True)(state, VICTIM, 5)
     assert int(played) == int(state.round) == 2
     assert int(state.queries) == 12
     assert np.isnan(sums["clones/loss"])
@@ -139,42 +147,42 @@ def test_a_loop_stops_at_the_round_whose_metrics_are_not_finite():
 
 def test_rounds_depend_on_seed_and_round_only():
     config = tiny.config()
-    _, _, state = tiny.build(config)
-    other = tiny.build(tiny.config(seed=1))[2]
-    keys = [updates.round_key(s, 0) for s in (state, state.replace(round=1), other)]
+    _, state = tiny.build(config)
+    other = tiny.build(tiny.config(seed=1))[1]
+    keys = [streams.of_round(s, 0) for s in (state, state.replace(round=1), other)]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
 
 
 def test_clones_start_apart():
-    _, _, state = tiny.build(tiny.config())
+    _, state = tiny.build(tiny.config())
     kernel = state.clones.params["fc"]["kernel"]
     assert (kernel[0] != kernel[1]).all()
 
 
 @pytest.mark.parametrize(("budget", "rounds"), [(6, 1), (11, 1), (12, 2), (60, 10), (65, 10)])
 def test_a_last_batch_that_does_not_fit_the_budget_is_not_sent(budget, rounds):
-    assert steps.num_rounds(tiny.config(query_budget=budget)) == rounds
+    assert stages_lib.total(parts.stages_of(tiny.config(query_budget=budget))) == rounds
 
 
 def test_a_budget_below_one_round_is_refused():
     with pytest.raises(UserError, match=r"query_budget is 5; it must be at least 6"):
-        steps.num_rounds(tiny.config(query_budget=5))
+        parts.stages_of(tiny.config(query_budget=5))
 
 
 @pytest.mark.parametrize("num_clones", [0, 1])
 def test_disguide_needs_two_clones(num_clones):
     with pytest.raises(UserError, match=f"num_clones is {num_clones}"):
-        steps.method_of(tiny.config(num_clones=num_clones))
+        parts.method_of(tiny.config(num_clones=num_clones))
 
 
 def test_an_unknown_method_is_named_with_the_known_ones():
     with pytest.raises(UserError, match=r"method is 'magic'.*disguide"):
-        steps.method_of(tiny.config(method="magic"))
+        parts.method_of(tiny.config(method="magic"))
 
 
 def test_more_than_two_clones_and_no_replay_batches_play_as_well():
     config = tiny.config(num_clones=3, replay=ReplayConfig(size=6, batches=0))
-    _, _, state, step = tiny_step(config)
+    _, state, step = tiny_step(config)
     state, metrics = jax.jit(step)(state, VICTIM)
     assert state.clones.params["fc"]["kernel"].shape[0] == 3
     assert "clones/replay_loss" not in metrics
@@ -184,7 +192,7 @@ def test_more_than_two_clones_and_no_replay_batches_play_as_well():
 def test_learning_rates_fall_at_the_budget_fractions_for_both_networks():
     """By what SGD and Adam really apply: the size of updates on constant gradients."""
     config = tiny.config(query_budget=60)  # 10 rounds: boundaries at rounds 4 and 8
-    tx = steps.make_optimizers(config)
+    tx = tiny.build(config)[0].tx
     params = {"w": jnp.ones(1)}
 
     def relative_rates(optimizer, updates_per_round, base):
@@ -201,23 +209,23 @@ def test_learning_rates_fall_at_the_budget_fractions_for_both_networks():
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
     config.clones.momentum, config.clones.weight_decay = 0.0, 0.0
-    found = relative_rates(steps.make_optimizers(config).clones, 3, 0.03)
+    found = relative_rates(tiny.build(config)[0].tx.clones, 3, 0.03)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_the_average_of_the_clones_follows_them_and_is_the_result():
     config = tiny.config(clones=ClonesConfig(average_decay=0.2, learning_rate=0.1))
-    _, _, state, step = tiny_step(config)
-    play, expected = jax.jit(step), state.clones
+    _, state, step = tiny_step(config)
+    play, expected = jax.jit(step), state.clones.variables
     for round_ in (1, 2, 3):
         state, _ = play(state, VICTIM)
         kept = min(0.2, round_ / (9 + round_))  # 0.1, 0.18, 0.2
         expected = jax.tree.map(
-            lambda a, c, kept=kept: kept * a + (1 - kept) * c, expected, state.clones
+            lambda a, c, kept=kept: kept * a + (1 - kept) * c, expected, state.clones.variables
         )
-    assert_close(steps.result(config, state), expected, rtol=1e-5, atol=1e-6)
-    config.clones.average_decay = 0.0
-    assert steps.result(config, state) is state.clones
+    assert_close(disguide.METHOD.result(state), expected, rtol=1e-5, atol=1e-6)
+    without = state.replace(average=())
+    assert disguide.METHOD.result(without) == state.clones.variables
 
 
 @pytest.mark.parametrize(
@@ -233,15 +241,14 @@ def test_the_average_of_the_clones_follows_them_and_is_the_result():
     ],
 )
 def test_the_schedule_in_blocks_is_the_authors_and_never_begins_reduced(budget, boundaries):
-    schedule = ScheduleConfig(block_rounds=150)
-    found = optim.schedule_boundaries(schedule, budget // 256)
+    found = learn.boundaries((0.4, 0.8), factor=0.3, block_rounds=150, num_rounds=budget // 256)
     assert list(found) == boundaries
     assert np.prod(list(found.values())) == pytest.approx(0.09)
 
 
 def test_c10_hard_goes_by_the_authors_blocks():
-    config = studies.load_config("c10_hard")
-    tx = steps.make_optimizers(config)
+    config = results.load_config("c10_hard")
+    tx = parts.make_optimizers(config, parts.stages_of(config)[0])
     rates = [float(tx.clones_rate(r)) for r in (0, 12_449, 12_450, 25_049, 25_050)]
     np.testing.assert_allclose(rates, [0.03, 0.03, 0.009, 0.009, 0.0027], rtol=1e-5)
     rates = [float(tx.generator_rate(r)) for r in (0, 12_449, 12_450, 25_049, 25_050)]
@@ -250,7 +257,33 @@ def test_c10_hard_goes_by_the_authors_blocks():
 
 def test_a_cosine_ends_with_the_budget():
     config = tiny.config(schedule=ScheduleConfig(shape="cosine"))  # 10 rounds
-    tx = steps.make_optimizers(config)
+    tx = tiny.build(config)[0].tx
     found = [float(tx.clones_rate(r)) for r in (0, 5, 9, 10)]
     expected = [0.03 * (1 + np.cos(np.pi * r / 10)) / 2 for r in (0, 5, 9, 10)]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_algorithm_1_has_g_iter_generator_steps_and_d_iter_fresh_batches():
+    """Each counted by the accountant, stored, and learnt from once."""
+    counts = DisguideConfig(generator_steps=2, fresh_batches=3)
+    config = tiny.config(query_budget=100, disguide=counts)
+    _, state, step = tiny_step(config)
+    seen = []
+
+    def victim(images):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), images, ordered=True)
+        return tiny.brightness(images)
+
+    state, _ = jax.jit(step)(state, jax.tree_util.Partial(victim))
+    jax.effects_barrier()
+    assert [len(images) for images in seen] == [6, 6, 6]
+    assert len({images.tobytes() for images in seen}) == 3, "three different batches"
+    (stage,) = parts.stages_of(config)
+    assert (stage.queries, stage.num_rounds) == (18, 5)
+    assert int(state.queries) == int(state.answered.sum()) == 18
+    newest = (np.arange(12, 18)) % 16
+    np.testing.assert_array_equal(state.replay.images[newest], seen[2])
+    (_, (adam, _)) = state.generator.opt_state
+    (_, (_, schedule)) = state.clones.opt_state
+    assert int(adam.count) == stage.generator_updates == 2
+    assert int(schedule.count) == stage.clone_updates == 3 + 2

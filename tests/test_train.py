@@ -10,8 +10,11 @@ import sys
 import pytest
 from conftest import ROOT
 
-from disguide_jax import main, plan, train, writers
-from disguide_jax.config import Config
+from disguide_jax import main
+from disguide_jax.config import Config, to_dict
+from disguide_jax.errors import UserError
+from disguide_jax.files import workdir
+from disguide_jax.run import recorder
 
 ARGV = ["disguide_jax.main", f"--config={ROOT / 'configs/digits_hard.py'}:smoke", "--workdir=w"]
 
@@ -38,14 +41,14 @@ def result(folder: pathlib.Path) -> tuple[dict, list[dict]]:
 
 def at_queries(monkeypatch, queries: int, event) -> None:
     """Lets `event` happen when the line of so many queries has been written."""
-    write = writers.MetricsLog.write
+    write = recorder.MetricsLog.write
 
     def write_and_do(self, at: int, metrics: dict) -> None:
         write(self, at, metrics)
         if at == queries:
             event()
 
-    monkeypatch.setattr(writers.MetricsLog, "write", write_and_do)
+    monkeypatch.setattr(recorder.MetricsLog, "write", write_and_do)
 
 
 class Crash(BaseException):
@@ -60,7 +63,10 @@ def uninterrupted(tmp_path_factory) -> tuple[dict, list[dict]]:
     return result(folder)
 
 
-@pytest.mark.parametrize(("signum", "queries"), [(signal.SIGTERM, 8), (signal.SIGINT, 24)])
+@pytest.mark.parametrize(
+    ("signum", "queries"),
+    [pytest.param(signal.SIGTERM, 8, marks=pytest.mark.slow), (signal.SIGINT, 24)],
+)
 def test_a_signal_saves_and_the_same_command_ends_with_the_same_clones_and_log(
     tmp_path, monkeypatch, capsys, uninterrupted, signum, queries
 ):
@@ -76,6 +82,7 @@ def test_a_signal_saves_and_the_same_command_ends_with_the_same_clones_and_log(
     assert result(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_crash_between_checkpoints_loses_nothing_but_time(
     tmp_path, monkeypatch, capsys, uninterrupted
 ):
@@ -99,6 +106,7 @@ def test_a_crash_between_checkpoints_loses_nothing_but_time(
     assert (summary, lines) == (expected, uninterrupted[1])
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_message_and_the_same_command_goes_on(
     tmp_path, monkeypatch, capsys, uninterrupted
 ):
@@ -118,10 +126,10 @@ def test_a_disk_that_fills_up_is_one_message_and_the_same_command_goes_on(
 
 def test_a_run_without_git_knows_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    config = Config(name="a", dataset="digits", labels="hard", query_budget=9)
-    assert plan.provenance(config)["git_commit"] is None
+    assert workdir.provenance()["git_commit"] is None
 
 
+@pytest.mark.slow
 def test_a_larger_budget_continues_with_extend(tmp_path, monkeypatch, capsys):
     assert start(tmp_path, monkeypatch, "--config.query_budget=16") == 0
     assert start(tmp_path, monkeypatch, "--config.query_budget=32", "--extend") == 0
@@ -132,10 +140,10 @@ def test_a_larger_budget_continues_with_extend(tmp_path, monkeypatch, capsys):
 
 
 def test_a_second_process_on_one_workdir_is_refused(tmp_path, monkeypatch, capsys):
-    from disguide_jax import checkpoint
+    from disguide_jax.files.workdir import lock
 
     (tmp_path / "w").mkdir()
-    with checkpoint.lock(tmp_path / "w"):
+    with lock(tmp_path / "w"):
         assert start(tmp_path, monkeypatch) == 2
     assert "in use by another process" in capsys.readouterr().err
 
@@ -144,11 +152,11 @@ def test_differing_keys_are_listed_but_for_those_that_cannot_change_the_result()
     def config(**changes) -> Config:
         return Config(name="a", dataset="digits", labels="hard", query_budget=9, **changes)
 
-    before = json.loads(json.dumps(plan.to_dict(config())))
+    before = json.loads(json.dumps(to_dict(config())))
     folder = pathlib.Path("w")
-    plan.refuse_other_config(before, config(log_every_queries=1), folder, extend=False)
-    with pytest.raises(train.UserError) as error:
-        plan.refuse_other_config(before, config(seed=3, batch_size=2), folder, extend=True)
+    workdir.refuse_other_config(before, config(log_every_queries=1), folder, extend=False)
+    with pytest.raises(UserError) as error:
+        workdir.refuse_other_config(before, config(seed=3, batch_size=2), folder, extend=True)
     assert "config.seed: 0, now 3" in str(error.value)
     assert "config.batch_size: 256, now 2" in str(error.value)
     assert "log_every" not in str(error.value)

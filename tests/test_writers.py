@@ -6,8 +6,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from disguide_jax import writers
 from disguide_jax.errors import UserError
+from disguide_jax.run import recorder
 
 
 def events(folder):
@@ -21,12 +21,12 @@ def events(folder):
 
 
 def test_a_restart_writes_later_lines_anew_and_lets_tensorboard_hide_those_before(tmp_path):
-    log = writers.MetricsLog(tmp_path, num_bytes=0, queries=0)
+    log = recorder.MetricsLog(tmp_path, num_bytes=0, step=0)
     log.write(10, {"a/b": 1.0, "shares": [0.25, 0.75], "stage": "gan"})
     kept = log.sync()
     log.write(20, {"a/b": 2.0})
     log.close()
-    log = writers.MetricsLog(tmp_path, num_bytes=kept, queries=10)
+    log = recorder.MetricsLog(tmp_path, num_bytes=kept, step=10)
     log.write(20, {"a/b": 3.0})
     log.close()
 
@@ -52,7 +52,7 @@ def test_a_log_shorter_than_its_checkpoint_says_is_refused_and_not_filled_up(tmp
     if left:
         path.write_bytes(b"x" * left)
     with pytest.raises(UserError, match=f"metrics.jsonl has {left or 0} bytes, but 100"):
-        writers.MetricsLog(tmp_path, num_bytes=100, queries=0)
+        recorder.MetricsLog(tmp_path, num_bytes=100, step=0)
     assert path.exists() == bool(left)
     if left:
         assert path.read_bytes() == b"x" * left

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from disguide_jax import steps, updates, zeroth_order
 from disguide_jax.config import ClonesConfig, GeneratorConfig, ReplayConfig, ZerothOrderConfig
+from disguide_jax.core import zeroth_order
 from disguide_jax.errors import UserError
+from disguide_jax.run import program as parts
 
 VICTIM = jax.tree_util.Partial(tiny.smooth_brightness)
 GENERATOR = GeneratorConfig(width=2, latent_dim=4, gray_every=0)
@@ -66,27 +67,30 @@ def test_along_every_axis_the_estimate_is_the_gradient():
 @pytest.mark.parametrize("clones_train", [True, False])
 def test_an_estimate_is_the_definition_for_victim_and_clones(clones_train):
     config = tiny_config(num_clones=2)
-    networks, _, state = tiny.build(config)
-    clone_loss = updates.make_clone_loss(config.clones, labels="soft")
+    kit, state = tiny.build(config)
+    net = kit.networks.clones
     rng = np.random.default_rng(1)
     pre_tanh = rng.normal(size=(3, 32, 32, 3))
     directions = rng.normal(size=(2, 3, 32, 32, 3))
     with jax.enable_x64(True):
-        variables = jax.tree.map(lambda x: x.astype(jnp.float64), state.clones)
-        after, estimate = zeroth_order.estimate_gradient(
-            state.replace(clones=variables),
-            networks.clones,
-            tiny.smooth_brightness,
-            jnp.asarray(pre_tanh),
+        clones = jax.tree.map(lambda x: x.astype(jnp.float64), state.clones)
+        variables = clones.variables
+        passes = zeroth_order.steps_along(
+            jnp.asarray(pre_tanh), jnp.asarray(directions), epsilon=1e-3
+        )
+        after, estimate = zeroth_order.estimate(
+            clones,
+            net,
+            passes,
             jnp.asarray(directions),
-            loss_fn=lambda logits, answers: -clone_loss(logits, answers),
+            tiny.smooth_brightness(passes.reshape(9, 32, 32, 3)),
+            loss_fn=lambda logits, answers: -kit.answers.loss(logits, answers),
             epsilon=1e-3,
             clones_train=clones_train,
         )
-        assert int(after.queries) == 9
 
         def loss(images):
-            logits, _ = networks.clones.apply(variables, jnp.asarray(images), train=clones_train)
+            logits, _ = net.apply(variables, jnp.asarray(images), train=clones_train)
             log_p = np.log(tiny.smooth_brightness(jnp.asarray(images)))
             v = log_p - log_p.mean(-1, keepdims=True)
             return -np.abs(np.asarray(logits) - v).mean(axis=(0, 2))
@@ -99,7 +103,7 @@ def test_an_estimate_is_the_definition_for_victim_and_clones(clones_train):
     np.testing.assert_allclose(estimate.losses, at, rtol=1e-9)
     np.testing.assert_allclose(estimate.gradient, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(estimate.images, np.tanh(pre_tanh), rtol=1e-12)
-    mean, mean_after = (s.batch_stats["norm"]["mean"] for s in (variables, after.clones))
+    mean, mean_after = (s.batch_stats["norm"]["mean"] for s in (clones, after))
     assert bool((mean != mean_after).any()) == clones_train
 
 
@@ -117,14 +121,14 @@ def test_an_estimate_is_the_definition_for_victim_and_clones(clones_train):
 )
 def test_what_makes_differences_meaningless_is_refused_with_the_reason(method, change, message):
     with pytest.raises(UserError, match=message):
-        steps.method_of(tiny_config(method, **change))
+        parts.method_of(tiny_config(method, **change))
 
 
 @pytest.mark.parametrize("method", ["dfme", "maze"])
 def test_differences_stay_in_float32_in_a_bfloat16_run(method):
     config = tiny_config(method)
-    config.clones.model = "lenet5_half"
-    networks = steps.make_networks(config, num_classes=5, channels=1, dtype=jnp.bfloat16)
+    config.clones.model, config.precision = "lenet5_half", "bfloat16"
+    networks = parts.make_networks(config, tiny.TASK._replace(channels=1))
     shapes = jax.eval_shape(networks.clones.init, jax.random.key(0))
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     images = jnp.zeros((2, 32, 32, 1))
@@ -135,4 +139,3 @@ def test_differences_stay_in_float32_in_a_bfloat16_run(method):
 
     assert "bf16" in dtypes(networks.clones)
     assert "bf16" not in dtypes(networks.exact_clones)
-    assert steps.method_of(config).NEEDS_FLOAT32  # of the victim: see plan.build

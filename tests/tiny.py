@@ -1,17 +1,18 @@
 """A whole extraction on networks of one layer each, which compile in a second."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from disguide_jax import models, steps
+from disguide_jax import models
 from disguide_jax.config import Config, GeneratorConfig, ReplayConfig
+from disguide_jax.core.exchange import Kit, Play
+from disguide_jax.core.types import Array, Networks, Task, TrainState
 from disguide_jax.models.layers import BatchNorm
-from disguide_jax.state import Array, Networks, Optimizers, TrainState
+from disguide_jax.run import program as parts
 
 NUM_CLASSES = 5
 
@@ -58,15 +59,29 @@ def classifier():
     return models.as_net(TinyClassifier(), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
 
 
-def build(config: Config) -> tuple[Networks, Optimizers, TrainState]:
+TASK = Task(32, 3, NUM_CLASSES, (0.5,) * 3, (0.5,) * 3)
+
+
+def make_kits(config: Config) -> dict[str, Kit]:
+    """What rounds are built from, by the name of their stage."""
     latent = jax.ShapeDtypeStruct((1, config.generator.latent_dim), jnp.float32)
     clones = models.stack(classifier(), config.num_clones)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     discriminator = models.as_net(TinyDiscriminator(), image)
     networks = Networks(models.as_net(TinyGenerator(), latent), clones, clones, discriminator)
-    tx = steps.make_optimizers(config)
-    init = functools.partial(steps.init_state, config, networks, tx)
-    return networks, tx, jax.jit(lambda: init(num_classes=NUM_CLASSES, channels=3))()
+    stages = parts.stages_of(config)
+    return {stage.name: parts.make_kit(config, TASK, networks, stage) for stage in stages}
+
+
+def build(config: Config) -> tuple[Kit, TrainState]:
+    """The kit of the last stage, and a fresh state."""
+    kit = list(make_kits(config).values())[-1]
+    return kit, jax.jit(lambda: parts.init_state(kit))()
+
+
+def make_step(kit: Kit) -> Play:
+    """One round of the last stage."""
+    return parts.make_play(kit, parts.stages_of(kit.config)[-1])
 
 
 def brightness(images: Array) -> Array:

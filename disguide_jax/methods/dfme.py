@@ -9,40 +9,22 @@ One round:
 Nothing is replayed. With several clones the gradient is the mean of theirs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from disguide_jax import updates, zeroth_order
 from disguide_jax.config import Config
-from disguide_jax.state import Array, Key, Metrics, Networks, Optimizers, TrainState
+from disguide_jax.core import learn, zeroth_order
+from disguide_jax.core.exchange import Kit, Method, Round
+from disguide_jax.core.types import Array, Metrics, Stage, TrainState
 
 GENERATOR, DIRECTIONS, CLONES = range(3)  # streams of randomness
-KEEPS_REPLAY = False
-NEEDS_FLOAT32 = True
 
 
-def check(config: Config) -> None:
-    """Raises UserError for what this method cannot do."""
-    zeroth_order.check(config)
-
-
-def queries_per_round(config: Config) -> int:
-    """Images that the victim is sent in one round."""
-    return config.batch_size * (1 + config.zeroth_order.directions + config.clones.steps)
-
-
-def generator_updates_per_round(config: Config) -> int:
-    """Optimiser steps of the generator in one round."""
-    del config
-    return 1
-
-
-def clone_updates_per_round(config: Config) -> int:
-    """Optimiser steps of the clones in one round."""
-    return config.clones.steps
+def stages(config: Config) -> tuple[Stage, ...]:
+    """One stage, in which a round costs 1 + m + `clones.steps` batches."""
+    steps = config.clones.steps
+    queries = config.batch_size * (1 + config.zeroth_order.directions + steps)
+    rounds = config.query_budget // queries
+    return (Stage("extraction", rounds, queries, generator_updates=1, clone_updates=steps),)
 
 
 def scale(estimate: zeroth_order.Estimate, *, soft_loss: str) -> Array:
@@ -54,60 +36,38 @@ def scale(estimate: zeroth_order.Estimate, *, soft_loss: str) -> Array:
     return estimate.gradient / (estimate.answers.size if soft_loss == "l1" else 1)
 
 
-def make_round(
-    config: Config, networks: Networks, tx: Optimizers, *, channels: int
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The pure function (state, victim) -> (state, metrics) of one round."""
-    del channels
-    clone_loss = updates.make_clone_loss(config.clones, labels=config.labels)
-    latent_shape = config.batch_size, config.generator.latent_dim
+def make_round(kit: Kit, stage: Stage) -> Round:
+    """A generator update with answers, then fresh batches."""
+    del stage
+    soft_loss, steps = kit.config.clones.soft_loss, kit.config.clones.steps
 
-    def update_generator(state: TrainState, victim: Any) -> tuple[TrainState, Metrics]:
-        z = jax.random.normal(updates.round_key(state, GENERATOR), latent_shape)
-        pre_tanh, pull_back, batch_stats = jax.vjp(
-            lambda params: networks.generator.apply(
-                state.generator._replace(params=params), z, train=True
-            ),
-            state.generator.params,
-            has_aux=True,
+    def update_generator(
+        state: TrainState, proposal: zeroth_order.Proposal, images: Array, answers: Array
+    ) -> tuple[TrainState, Metrics]:
+        del images
+        clones, estimate = zeroth_order.ask_clones(
+            kit, state.clones, proposal, answers, train=False
         )
-        directions = zeroth_order.draw_directions(
-            updates.round_key(state, DIRECTIONS),
-            config.zeroth_order.directions,
-            pre_tanh.shape,
-            pre_tanh.dtype,
-        )
-        state, estimate = zeroth_order.estimate_gradient(
-            state,
-            networks.exact_clones,
-            victim,
-            pre_tanh,
-            directions,
-            loss_fn=lambda logits, answers: -clone_loss(logits, answers),
-            epsilon=config.zeroth_order.epsilon,
-            clones_train=False,
-        )
-        (grads,) = pull_back(scale(estimate, soft_loss=config.clones.soft_loss))
-        state = updates.apply_generator_gradient(state, tx.generator, grads, batch_stats)
-        return state, {"gen/loss": estimate.losses.mean()}
+        (grads,) = proposal.pull_back(scale(estimate, soft_loss=soft_loss))
+        generator = learn.descend(state.generator, kit.tx.generator, grads, proposal.batch_stats)
+        metrics = {"gen/loss": estimate.losses.mean()}
+        return state.replace(generator=generator, clones=clones), metrics
 
-    def play_round(state: TrainState, victim: Any) -> tuple[TrainState, Metrics]:
-        def update_clones(state: TrainState, key: Key) -> tuple[TrainState, Metrics]:
-            state, images = make_images(state, jax.random.normal(key, latent_shape))
-            state, images, answers = updates.query(state, victim, images, keep=False)
-            return updates.update_clones(
-                state, networks.clones, tx.clones, clone_loss, images, answers
-            )
+    def learn_fresh(
+        state: TrainState, batch_stats: Any, images: Array, answers: Array
+    ) -> tuple[TrainState, Metrics]:
+        return zeroth_order.learn_fresh(kit, state, batch_stats, images, answers)
 
-        clones_key = updates.round_key(state, CLONES)
-        state, generator_metrics = update_generator(state, victim)
-        keys = jax.random.split(clones_key, config.clones.steps)
-        state, clone_metrics = updates.repeat(update_clones, state, keys)
-        return state.replace(round=state.round + 1), generator_metrics | clone_metrics
+    return (
+        zeroth_order.exchange(kit, GENERATOR, DIRECTIONS, update_generator),
+        zeroth_order.fresh(kit, CLONES, learn_fresh, num_keys=steps, times=steps),
+    )
 
-    def make_images(state: TrainState, z: Array) -> tuple[TrainState, Array]:
-        pre_tanh, batch_stats = networks.generator.apply(state.generator, z, train=True)
-        generator = state.generator._replace(batch_stats=batch_stats)
-        return state.replace(generator=generator), jnp.tanh(pre_tanh)
 
-    return play_round
+METHOD = Method(
+    "dfme",
+    zeroth_order.check,
+    stages,
+    make_round,
+    ignores=("generator.diversity_weight", "replay.", "disguide.", "dfms.", "as_in_text"),
+)

@@ -1,26 +1,28 @@
 """DisGUIDE (Rosenthal et al., AAAI 2023): the generator seeks what the clones disagree on.
 
 One round (Algorithm 1, with the modes of the authors' code):
-1. one generator update on the joint loss of Equation 1; no query. Generator in train mode,
+1. g-iter generator updates on the joint loss of Equation 1; no query. Generator in train mode,
    clones in eval mode.
-2. one fresh batch from the updated generator in eval mode, sent to the victim and stored;
-   one update of the clones with it, in train mode.
+2. d-iter fresh batches from the updated generator in eval mode, sent to the victim and stored;
+   one update of the clones with each, in train mode.
 3. b updates of the clones with batches from the replay.
+
+The paper has g-iter = d-iter = 1 and b = 3.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from disguide_jax import losses, replay, updates
 from disguide_jax.config import Config
+from disguide_jax.core import images as core_images
+from disguide_jax.core import learn, losses, pixels, replay, streams
+from disguide_jax.core.exchange import Exchange, Kit, Method, Round, repeat
+from disguide_jax.core.types import Array, Key, Learner, Metrics, Stage, TrainState, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.state import Array, Key, Metrics, Networks, Optimizers, TrainState
 
 GENERATOR, CLONES, REPLAY, AUGMENT = range(4)  # streams of randomness
-KEEPS_REPLAY = True
-NEEDS_FLOAT32 = False
 
 
 def check(config: Config) -> None:
@@ -32,95 +34,112 @@ def check(config: Config) -> None:
         )
 
 
-def queries_per_round(config: Config) -> int:
-    """Images that the victim is sent in one round."""
-    return config.batch_size
+def stages(config: Config) -> tuple[Stage, ...]:
+    """One stage, in which a round costs d-iter batches."""
+    queries = config.disguide.fresh_batches * config.batch_size
+    return (
+        Stage(
+            "extraction",
+            config.query_budget // queries,
+            queries,
+            generator_updates=config.disguide.generator_steps,
+            clone_updates=config.disguide.fresh_batches + config.replay.batches,
+        ),
+    )
 
 
-def generator_updates_per_round(config: Config) -> int:
-    """Optimiser steps of the generator in one round."""
-    del config
-    return 1
-
-
-def clone_updates_per_round(config: Config) -> int:
-    """Optimiser steps of the clones in one round."""
-    return 1 + config.replay.batches
-
-
-def make_round(
-    config: Config, networks: Networks, tx: Optimizers, *, channels: int
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The pure function (state, victim) -> (state, metrics) of one round."""
-    clone_loss = updates.make_clone_loss(config.clones, labels=config.labels)
+def make_round(kit: Kit, stage: Stage) -> Round:
+    """Generator updates, fresh batches, replayed batches."""
+    del stage
+    config, clones, tx = kit.config, kit.networks.clones, kit.tx
 
     def draw(key: Key) -> tuple[Array, Array]:
-        return updates.draw_latent(key, config.batch_size, config.generator.latent_dim, channels)
+        latent_dim = config.generator.latent_dim
+        return core_images.draw_latent(key, config.batch_size, latent_dim, kit.task.channels)
 
-    def play_round(state: TrainState, victim: Any) -> tuple[TrainState, Metrics]:
-        z, gray_channel = draw(updates.round_key(state, GENERATOR))
-        state, generator_metrics = update_generator(
-            state, networks, tx, z, gray_channel, config=config
-        )
+    def update_generators(state: TrainState) -> tuple[TrainState, Metrics]:
+        num = config.disguide.generator_steps
 
-        z, gray_channel = draw(updates.round_key(state, CLONES))
-        images, _ = updates.generate(
-            networks.generator,
-            state.generator,
-            z,
-            gray_channel,
+        def step(generator: Learner, index: Array) -> tuple[Learner, Metrics]:
+            key = streams.one_of(streams.of_round(state, GENERATOR), num, index)
+            return update_generator(kit, generator, state.clones.variables, *draw(key))
+
+        generator, metrics = repeat(step, state.generator, jnp.arange(num))
+        return state.replace(generator=generator), metrics
+
+    def propose(state: TrainState, index: Array) -> tuple[Array, tuple[()]]:
+        num = config.disguide.fresh_batches
+        key = streams.one_of(streams.of_round(state, CLONES), num, index)
+        images, _ = core_images.generate(
+            kit.networks.generator,
+            state.generator.variables,
+            *draw(key),
             gray_every=config.generator.gray_every,
             train=False,
         )
-        state, images, answers = updates.query(state, victim, images)
-        state, clone_metrics = updates.update_clones(
-            state, networks.clones, tx.clones, clone_loss, images, answers
-        )
+        return images, ()
 
-        # Unrolled, not scanned: a convolution's gradient in a loop is 30 times slower on CPUs.
-        replay_keys = jax.random.split(updates.round_key(state, REPLAY), config.replay.batches)
-        for key in replay_keys:
+    def learn_fresh(
+        state: TrainState, carry: tuple[()], images: Array, answers: Array
+    ) -> tuple[TrainState, Metrics]:
+        del carry
+        state = state.replace(replay=replay.insert(state.replay, images, answers))
+        learner, metrics = learn.teach(
+            state.clones, clones, tx.clones, kit.answers.loss, images, answers
+        )
+        return state.replace(clones=learner), metrics
+
+    def learn_replayed(state: TrainState) -> tuple[TrainState, Metrics]:
+        # Unrolled, not scanned, on every backend: XLA then reuses what the steps share.
+        learner, metrics = state.clones, {}
+        keys = jax.random.split(streams.of_round(state, REPLAY), config.replay.batches)
+        for key in keys:
             images, answers = replay.sample(state.replay, key, config.batch_size)
-            images = updates.augment(
+            images = core_images.augment(
                 jax.random.fold_in(key, AUGMENT),
                 images,
                 padding=config.replay.crop_padding,
                 flip=config.replay.flip,
-                black=-1,
+                black=pixels.BLACK,
             )
-            state, replay_metrics = updates.update_clones(
-                state, networks.clones, tx.clones, clone_loss, images, answers
+            learner, replayed = learn.teach(
+                learner, clones, tx.clones, kit.answers.loss, images, answers
             )
-            clone_metrics["clones/replay_loss"] = replay_metrics["clones/loss"]
-        return state.replace(round=state.round + 1), generator_metrics | clone_metrics
+            metrics = {"clones/replay_loss": replayed["clones/loss"]}
+        return state.replace(clones=learner), metrics
 
-    return play_round
+    fresh = Exchange(config.batch_size, propose, learn_fresh, config.disguide.fresh_batches)
+    return update_generators, fresh, learn_replayed
 
 
 def update_generator(
-    state: TrainState,
-    networks: Networks,
-    tx: Optimizers,
-    z: Array,
-    gray_channel: Array,
-    *,
-    config: Config,
-) -> tuple[TrainState, Metrics]:
+    kit: Kit, generator: Learner, clones: Variables, z: Array, gray_channel: Array
+) -> tuple[Learner, Metrics]:
     """One generator update on Equation 1: latent batch z [N, Z], clones in eval mode."""
+    config = kit.config.generator
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
-        images, batch_stats = updates.generate(
-            networks.generator,
-            state.generator._replace(params=params),
+        images, batch_stats = core_images.generate(
+            kit.networks.generator,
+            Variables(params, generator.batch_stats),
             z,
             gray_channel,
-            gray_every=config.generator.gray_every,
+            gray_every=config.gray_every,
             train=True,
         )
-        logits, _ = networks.clones.apply(state.clones, images, train=False)
-        loss, terms = losses.generator_loss(
-            logits, diversity_weight=config.generator.diversity_weight
-        )
+        logits, _ = kit.networks.clones.apply(clones, images, train=False)
+        loss, terms = losses.generator_loss(logits, diversity_weight=config.diversity_weight)
         return loss, (batch_stats, {f"gen/{name}": term for name, term in terms.items()})
 
-    return updates.update_generator(state, tx.generator, loss_fn)
+    learner, loss, metrics = learn.learn(generator, kit.tx.generator, loss_fn)
+    return learner, metrics | {"gen/loss": loss}
+
+
+METHOD = Method(
+    "disguide",
+    check,
+    stages,
+    make_round,
+    ignores=("clones.steps", "zeroth_order.", "dfms."),
+    keeps_replay=True,
+)

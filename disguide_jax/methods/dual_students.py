@@ -9,19 +9,18 @@ One round:
 Nothing is replayed, and nothing else is in the generator's loss.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from disguide_jax import losses, updates
 from disguide_jax.config import Config
+from disguide_jax.core import images as core_images
+from disguide_jax.core import learn, losses, streams
+from disguide_jax.core.exchange import Exchange, Kit, Method, Round
+from disguide_jax.core.types import Array, Key, Metrics, Stage, TrainState, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.state import Array, Key, Metrics, Networks, Optimizers, TrainState
 
 GENERATOR, CLONES = range(2)  # streams of randomness
-KEEPS_REPLAY = False
-NEEDS_FLOAT32 = False
 
 
 def check(config: Config) -> None:
@@ -33,61 +32,69 @@ def check(config: Config) -> None:
         )
 
 
-def queries_per_round(config: Config) -> int:
-    """Images that the victim is sent in one round."""
-    return config.clones.steps * config.batch_size
+def stages(config: Config) -> tuple[Stage, ...]:
+    """One stage, in which a round costs `clones.steps` batches."""
+    steps = config.clones.steps
+    queries = steps * config.batch_size
+    rounds = config.query_budget // queries
+    return (Stage("extraction", rounds, queries, generator_updates=1, clone_updates=steps),)
 
 
-def generator_updates_per_round(config: Config) -> int:
-    """Optimiser steps of the generator in one round."""
-    del config
-    return 1
-
-
-def clone_updates_per_round(config: Config) -> int:
-    """Optimiser steps of the clones in one round."""
-    return config.clones.steps
-
-
-def make_round(
-    config: Config, networks: Networks, tx: Optimizers, *, channels: int
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The pure function (state, victim) -> (state, metrics) of one round."""
-    clone_loss = updates.make_clone_loss(config.clones, labels=config.labels)
+def make_round(kit: Kit, stage: Stage) -> Round:
+    """A generator update, then fresh batches."""
+    del stage
+    config, networks, tx = kit.config, kit.networks, kit.tx
 
     def make_images(state: TrainState, params: Any, key: Key) -> tuple[Array, Any]:
-        size = config.batch_size, config.generator.latent_dim
-        z, gray_channel = updates.draw_latent(key, *size, channels)
-        return updates.generate(
+        latent_dim = config.generator.latent_dim
+        drawn = core_images.draw_latent(key, config.batch_size, latent_dim, kit.task.channels)
+        return core_images.generate(
             networks.generator,
-            state.generator._replace(params=params),
-            z,
-            gray_channel,
+            Variables(params, state.generator.batch_stats),
+            *drawn,
             gray_every=config.generator.gray_every,
             train=True,
         )
 
-    def update_generator(state: TrainState, key: Key) -> tuple[TrainState, Metrics]:
+    def update_generator(state: TrainState) -> tuple[TrainState, Metrics]:
+        key = streams.of_round(state, GENERATOR)
+
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
             images, batch_stats = make_images(state, params, key)
-            logits, _ = networks.clones.apply(state.clones, images, train=False)
+            logits, _ = networks.clones.apply(state.clones.variables, images, train=False)
             return -losses.logit_distance(logits).mean(), (batch_stats, {})
 
-        return updates.update_generator(state, tx.generator, loss_fn)
+        generator, loss, _ = learn.learn(state.generator, tx.generator, loss_fn)
+        return state.replace(generator=generator), {"gen/loss": loss}
 
-    def play_round(state: TrainState, victim: Any) -> tuple[TrainState, Metrics]:
-        def update_clones(state: TrainState, key: Key) -> tuple[TrainState, Metrics]:
-            images, batch_stats = make_images(state, state.generator.params, key)
-            state = state.replace(generator=state.generator._replace(batch_stats=batch_stats))
-            state, images, answers = updates.query(state, victim, images, keep=False)
-            return updates.update_clones(
-                state, networks.clones, tx.clones, clone_loss, images, answers
-            )
+    def propose(state: TrainState, index: Array) -> tuple[Array, Any]:
+        keys = jax.random.split(streams.of_round(state, CLONES), config.clones.steps)
+        return make_images(state, state.generator.params, keys[index])
 
-        generator_key, clones_key = (updates.round_key(state, s) for s in (GENERATOR, CLONES))
-        state, generator_metrics = update_generator(state, generator_key)
-        keys = jax.random.split(clones_key, config.clones.steps)
-        state, clone_metrics = updates.repeat(update_clones, state, keys)
-        return state.replace(round=state.round + 1), generator_metrics | clone_metrics
+    def learn_fresh(
+        state: TrainState, batch_stats: Any, images: Array, answers: Array
+    ) -> tuple[TrainState, Metrics]:
+        clones, metrics = learn.teach(
+            state.clones, networks.clones, tx.clones, kit.answers.loss, images, answers
+        )
+        generator = state.generator._replace(batch_stats=batch_stats)
+        return state.replace(generator=generator, clones=clones), metrics
 
-    return play_round
+    fresh = Exchange(config.batch_size, propose, learn_fresh, config.clones.steps)
+    return update_generator, fresh
+
+
+METHOD = Method(
+    "dual_students",
+    check,
+    stages,
+    make_round,
+    ignores=(
+        "generator.diversity_weight",
+        "replay.",
+        "zeroth_order.",
+        "disguide.",
+        "dfms.",
+        "as_in_text",
+    ),
+)

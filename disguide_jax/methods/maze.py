@@ -10,115 +10,98 @@ One round:
 All networks are in train mode throughout. With several clones the gradient is the mean of theirs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from disguide_jax import replay, updates, zeroth_order
 from disguide_jax.config import Config
-from disguide_jax.state import Array, Key, Metrics, Networks, Optimizers, TrainState
+from disguide_jax.core import learn, replay, streams, zeroth_order
+from disguide_jax.core.exchange import Exchange, Kit, Method, Round, Step, repeat
+from disguide_jax.core.types import Array, Key, Learner, Metrics, Stage, TrainState
 
 GENERATOR, DIRECTIONS, CLONES, REPLAY = range(4)  # streams of randomness
-KEEPS_REPLAY = True
-NEEDS_FLOAT32 = True
 
 
-def check(config: Config) -> None:
-    """Raises UserError for what this method cannot do."""
-    zeroth_order.check(config)
+def stages(config: Config) -> tuple[Stage, ...]:
+    """One stage, in which a round costs 1 + m + `clones.steps` - 1 batches."""
+    steps = config.clones.steps
+    queries = config.batch_size * (config.zeroth_order.directions + steps)
+    return (
+        Stage(
+            "extraction",
+            config.query_budget // queries,
+            queries,
+            generator_updates=1,
+            clone_updates=steps + config.replay.batches,
+        ),
+    )
 
 
-def queries_per_round(config: Config) -> int:
-    """Images that the victim is sent in one round."""
-    return config.batch_size * (1 + config.zeroth_order.directions + config.clones.steps - 1)
+def make_round(kit: Kit, stage: Stage) -> Round:
+    """A generator update with answers, fresh batches, replayed batches."""
+    del stage
+    config, clones_net, tx = kit.config, kit.networks.clones, kit.tx
+    num_fresh = config.clones.steps - 1
+
+    def teach(clones: Learner, images: Array, answers: Array) -> tuple[Learner, Metrics]:
+        return learn.teach(clones, clones_net, tx.clones, kit.answers.loss, images, answers)
+
+    def store(state: TrainState, images: Array, answers: Array) -> TrainState:
+        return state.replace(replay=replay.insert(state.replay, images, answers))
+
+    def update_both(
+        state: TrainState, proposal: zeroth_order.Proposal, images: Array, answers: Array
+    ) -> tuple[TrainState, Metrics]:
+        del images
+        clones, estimate = zeroth_order.ask_clones(kit, state.clones, proposal, answers, train=True)
+        (grads,) = proposal.pull_back(estimate.gradient / config.batch_size)
+        generator = learn.descend(state.generator, tx.generator, grads, proposal.batch_stats)
+        clones, metrics = teach(clones, estimate.images, estimate.answers)
+        state = state.replace(generator=generator, clones=clones)
+        if num_fresh == 0:
+            state = store(state, estimate.images, estimate.answers)
+        return state, metrics | {"gen/loss": estimate.losses.mean()}
+
+    def learn_fresh(
+        state: TrainState, batch_stats: Any, images: Array, answers: Array
+    ) -> tuple[TrainState, Metrics]:
+        return zeroth_order.learn_fresh(kit, state, batch_stats, images, answers)
+
+    def learn_last(
+        state: TrainState, batch_stats: Any, images: Array, answers: Array
+    ) -> tuple[TrainState, Metrics]:
+        state, metrics = learn_fresh(state, batch_stats, images, answers)
+        return store(state, images, answers), metrics
+
+    def learn_replayed(state: TrainState) -> tuple[TrainState, Metrics]:
+        def step(clones: Learner, key: Key) -> tuple[Learner, Metrics]:
+            return teach(clones, *replay.sample(state.replay, key, config.batch_size))
+
+        keys = jax.random.split(streams.of_round(state, REPLAY), config.replay.batches)
+        clones, metrics = repeat(step, state.clones, keys)
+        metrics = {"clones/replay_loss": metrics["clones/loss"]} if metrics else {}
+        return state.replace(clones=clones), metrics
+
+    def fresh(learn_from: zeroth_order.Learn, *, first: int, times: int) -> tuple[Exchange, ...]:
+        if times < 1:
+            return ()
+        keys = {"num_keys": num_fresh, "first": first}
+        return (zeroth_order.fresh(kit, CLONES, learn_from, times=times, **keys),)
+
+    last: Step = learn_replayed
+    return (
+        zeroth_order.exchange(kit, GENERATOR, DIRECTIONS, update_both),
+        *fresh(learn_fresh, first=0, times=num_fresh - 1),
+        *fresh(learn_last, first=num_fresh - 1, times=min(num_fresh, 1)),
+        last,
+    )
 
 
-def generator_updates_per_round(config: Config) -> int:
-    """Optimiser steps of the generator in one round."""
-    del config
-    return 1
-
-
-def clone_updates_per_round(config: Config) -> int:
-    """Optimiser steps of the clones in one round."""
-    return config.clones.steps + config.replay.batches
-
-
-def make_round(
-    config: Config, networks: Networks, tx: Optimizers, *, channels: int
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The pure function (state, victim) -> (state, metrics) of one round."""
-    del channels
-    clone_loss = updates.make_clone_loss(config.clones, labels=config.labels)
-    latent_shape = config.batch_size, config.generator.latent_dim
-
-    def update_generator(
-        state: TrainState, victim: Any
-    ) -> tuple[TrainState, zeroth_order.Estimate]:
-        z = jax.random.normal(updates.round_key(state, GENERATOR), latent_shape)
-        pre_tanh, pull_back, batch_stats = jax.vjp(
-            lambda params: networks.generator.apply(
-                state.generator._replace(params=params), z, train=True
-            ),
-            state.generator.params,
-            has_aux=True,
-        )
-        directions = zeroth_order.draw_directions(
-            updates.round_key(state, DIRECTIONS),
-            config.zeroth_order.directions,
-            pre_tanh.shape,
-            pre_tanh.dtype,
-        )
-        state, estimate = zeroth_order.estimate_gradient(
-            state,
-            networks.exact_clones,
-            victim,
-            pre_tanh,
-            directions,
-            loss_fn=lambda logits, answers: -clone_loss(logits, answers),
-            epsilon=config.zeroth_order.epsilon,
-            clones_train=True,
-        )
-        (grads,) = pull_back(estimate.gradient / config.batch_size)
-        state = updates.apply_generator_gradient(state, tx.generator, grads, batch_stats)
-        return state, estimate
-
-    def play_round(state: TrainState, victim: Any) -> tuple[TrainState, Metrics]:
-        def update_clones(
-            state: TrainState, images: Array, answers: Array
-        ) -> tuple[TrainState, Metrics]:
-            return updates.update_clones(
-                state, networks.clones, tx.clones, clone_loss, images, answers
-            )
-
-        def fresh_step(carry: tuple, key: Key) -> tuple[tuple, Metrics]:
-            state, *_ = carry
-            z = jax.random.normal(key, latent_shape)
-            pre_tanh, batch_stats = networks.generator.apply(state.generator, z, train=True)
-            state = state.replace(generator=state.generator._replace(batch_stats=batch_stats))
-            state, *batch = updates.query(state, victim, jnp.tanh(pre_tanh), keep=False)
-            state, metrics = update_clones(state, *batch)
-            return (state, *batch), metrics
-
-        def replay_step(state: TrainState, key: Key) -> tuple[TrainState, Metrics]:
-            return update_clones(state, *replay.sample(state.replay, key, config.batch_size))
-
-        clones_key, replay_key = (updates.round_key(state, s) for s in (CLONES, REPLAY))
-        state, estimate = update_generator(state, victim)
-        state, metrics = update_clones(state, estimate.images, estimate.answers)
-        carry = state, estimate.images, estimate.answers
-        fresh_keys = jax.random.split(clones_key, config.clones.steps - 1)
-        (state, *batch), fresh_metrics = updates.repeat(fresh_step, carry, fresh_keys)
-        state = state.replace(replay=replay.insert(state.replay, *batch))
-        replay_keys = jax.random.split(replay_key, config.replay.batches)
-        state, replay_metrics = updates.repeat(replay_step, state, replay_keys)
-
-        metrics |= fresh_metrics
-        if replay_metrics:
-            metrics["clones/replay_loss"] = replay_metrics["clones/loss"]
-        metrics["gen/loss"] = estimate.losses.mean()
-        return state.replace(round=state.round + 1), metrics
-
-    return play_round
+METHOD = Method(
+    "maze",
+    zeroth_order.check,
+    stages,
+    make_round,
+    ignores=("generator.diversity_weight", "disguide.", "dfms.", "as_in_text"),
+    keeps_replay=True,
+)

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
+from disguide_jax.core.types import Array, Key, Net, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.models.dcgan import DcganDiscriminator, DcganGenerator
 from disguide_jax.models.generator import Generator
 from disguide_jax.models.lenet import LeNet5
 from disguide_jax.models.resnet import ResNet
-from disguide_jax.state import Array, Key, Net, Variables
 
 IMAGE_SIZE = 32
 
@@ -34,7 +35,7 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {"dfme": Generator, "dcgan": D
 
 
 def make_classifier(
-    model: str, *, width: int = 0, num_classes: int, channels: int, dtype: Any = None
+    model: str, *, width: int = 0, num_classes: int, channels: int, dtype: DTypeLike | None = None
 ) -> Net:
     """A classifier, images [N, 32, 32, channels] -> logits [N, K].
 
@@ -48,15 +49,30 @@ def make_classifier(
     Raises:
       UserError: there is no such model.
     """
+    width = width or usual_width(model)
+    module, _ = CLASSIFIERS[model]
+    image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, channels), jnp.float32)
+    return as_net(module(width=width, num_classes=num_classes, dtype=dtype), image)
+
+
+def usual_width(model: str) -> int:
+    """The width that a classifier has unless it is told another.
+
+    Raises:
+      UserError: there is no such model.
+    """
     if model not in CLASSIFIERS:
         raise UserError(f"unknown model {model!r}; there are {', '.join(CLASSIFIERS)}")
-    module, usual_width = CLASSIFIERS[model]
-    image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, channels), jnp.float32)
-    return as_net(module(width=width or usual_width, num_classes=num_classes, dtype=dtype), image)
+    return CLASSIFIERS[model][1]
 
 
 def make_generator(
-    model: str = "dfme", *, width: int, latent_dim: int, channels: int, dtype: Any = None
+    model: str = "dfme",
+    *,
+    width: int,
+    latent_dim: int,
+    channels: int,
+    dtype: DTypeLike | None = None,
 ) -> Net:
     """A generator, latent vectors [N, Z] -> images before their tanh.
 
@@ -76,7 +92,7 @@ def make_generator(
     return as_net(GENERATORS[model](width=width, channels=channels, dtype=dtype), latent)
 
 
-def make_discriminator(*, width: int, channels: int, dtype: Any = None) -> Net:
+def make_discriminator(*, width: int, channels: int, dtype: DTypeLike | None = None) -> Net:
     """DCGAN's discriminator, images [N, 32, 32, channels] -> the logit of being real, [N]."""
     image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, channels), jnp.float32)
     return as_net(DcganDiscriminator(width=width, dtype=dtype), image)
@@ -90,10 +106,9 @@ def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:
         return Variables(variables["params"], variables.get("batch_stats", {}))
 
     def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
-        if not train:
-            return module.apply(variables._asdict(), x, train=False), variables.batch_stats
-        out, updated = module.apply(variables._asdict(), x, train=True, mutable=["batch_stats"])
-        return out, updated.get("batch_stats", {})
+        mutable = ["batch_stats"] if train else []
+        out, updated = module.apply(variables._asdict(), x, train=train, mutable=mutable)
+        return out, updated.get("batch_stats", {}) if train else variables.batch_stats
 
     return Net(init, apply)
 

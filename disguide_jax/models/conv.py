@@ -13,29 +13,46 @@ clones, a single convolution can do, with the clones folded into the axis that t
 hands on: the out features for all first layers, which see the same images.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from disguide_jax.core import backend
+
 Array = jax.Array
 Bilinear = Callable[[Array, Array], Array]
+Differentiable = jax.custom_vjp[Array]
+
+
+_LEFT_TO_JAX = contextvars.ContextVar("left to JAX", default=False)
+
+
+@contextlib.contextmanager
+def left_to_jax() -> Iterator[None]:
+    """Convolutions traced in this block are JAX's own under `jax.vmap`, to compare with."""
+    token = _LEFT_TO_JAX.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_TO_JAX.reset(token)
 
 
 def conv_general_dilated(
     lhs: Array,
     rhs: Array,
-    window_strides: Any,
-    padding: Any,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
     *,
-    lhs_dilation: Any = None,
-    rhs_dilation: Any = None,
-    dimension_numbers: Any = None,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
     feature_group_count: int = 1,
-    precision: Any = None,
+    precision: lax.PrecisionLike = None,
 ) -> Array:
     """`jax.lax.conv_general_dilated`, with convolutions per clone under `jax.vmap`.
 
@@ -53,7 +70,7 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         precision=precision,
     )
-    if feature_group_count != 1:
+    if feature_group_count != 1 or _LEFT_TO_JAX.get():
         return conv(lhs, rhs)
 
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -75,7 +92,7 @@ def conv_general_dilated(
 
     @_bilinear(None, None)  # on a CPU, folding clones into k_out costs more than it saves
     def kernel_grad(y: Array, x: Array) -> Array:
-        if jax.default_backend() == "cpu":
+        if backend.fused_transposes_are_slow():
             # XLA transposes both, which takes five times as long fused with what made them.
             y, x = lax.optimization_barrier((y, x))
         return jax.linear_transpose(lambda k: conv(x, k), k_like)(y)[0]
@@ -87,7 +104,9 @@ def conv_general_dilated(
     return output(lhs, rhs)
 
 
-def _bilinear(a_axes: tuple[int, int] | None, b_axes: tuple[int, int] | None) -> Callable:
+def _bilinear(
+    a_axes: tuple[int, int] | None, b_axes: tuple[int, int] | None
+) -> Callable[[Bilinear], Differentiable]:
     """Gives a bilinear function of arrays (a, b) its rule under `vmap`, as a decorator.
 
     Args:
@@ -96,7 +115,7 @@ def _bilinear(a_axes: tuple[int, int] | None, b_axes: tuple[int, int] | None) ->
       b_axes: likewise of `b`.
     """
 
-    def decorate(function: Bilinear) -> jax.custom_vjp:
+    def decorate(function: Bilinear) -> Differentiable:
         batched = jax.custom_batching.custom_vmap(function)
 
         @batched.def_vmap
@@ -114,7 +133,7 @@ def _bilinear(a_axes: tuple[int, int] | None, b_axes: tuple[int, int] | None) ->
     return decorate
 
 
-def _set_gradients(function: jax.custom_vjp, a_grad: Bilinear, b_grad: Bilinear) -> None:
+def _set_gradients(function: Differentiable, a_grad: Bilinear, b_grad: Bilinear) -> None:
     """Lets c = function(a, b) have the gradients a_grad(b, c) and b_grad(c, a)."""
     function.defvjp(
         lambda a, b: (function(a, b), (a, b)),

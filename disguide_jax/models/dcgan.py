@@ -1,18 +1,18 @@
 """The DCGAN of DFMS: a generator without biases and the discriminator that it is trained with."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import BatchNorm, at_least_float32, conv
+from disguide_jax.models.layers import BatchNorm, Init, at_least_float32, conv
 
 Array = jax.Array
 
 
-def normal_around(mean: float) -> Any:
+def normal_around(mean: float) -> Init:
     """Normal with standard deviation 0.02, DCGAN's initialisation."""
     # A flat draw: see `layers`.
     return lambda key, shape, dtype: (
@@ -25,19 +25,17 @@ class DcganGenerator(nn.Module):
 
     width: int  # 64 in the paper: 512-256-128-64 feature maps
     channels: int
-    dtype: Any = None  # compute dtype; None follows parameters and input
+    dtype: DTypeLike | None = None  # compute dtype; None follows parameters and input
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
         x = z[:, None, None, :]
         for i in range(4):  # to 4x4, 8x8, 16x16, 32x32
-            sizes = {"kernel": 4, "stride": 1 if i == 0 else 2, "padding": 0 if i == 0 else 1}
-            features = self.width * 2 ** (3 - i)
-            x = ConvTranspose(features, **sizes, dtype=self.dtype, name=f"main.{3 * i}")(x)
+            features, (stride, padding) = self.width * 2 ** (3 - i), (1, 0) if i == 0 else (2, 1)
+            x = ConvTranspose(features, 4, stride, padding, self.dtype, name=f"main.{3 * i}")(x)
             x = batch_norm(x, f"main.{3 * i + 1}", train=train)
             x = nn.relu(x)
-        last = {"kernel": 1, "stride": 1, "padding": 0}
-        x = ConvTranspose(self.channels, **last, dtype=self.dtype, name="main.12")(x)
+        x = ConvTranspose(self.channels, 1, 1, 0, self.dtype, name="main.12")(x)
         return at_least_float32(x)
 
 
@@ -45,14 +43,22 @@ class DcganDiscriminator(nn.Module):
     """Images [N, 32, 32, channels] -> the logit of being real, [N]."""
 
     width: int  # 64 in the paper: 64-128-256-512 feature maps
-    dtype: Any = None  # compute dtype; None follows parameters and input
+    dtype: DTypeLike | None = None  # compute dtype; None follows parameters and input
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        def convolve(x, features, kernel, padding, name):
-            options = {"stride": 2, "padding": padding, "bias": False, "dtype": self.dtype}
-            init = normal_around(0)
-            return conv(x, features, kernel, **options, kernel_init=init, name=name)
+        def convolve(x: Array, features: int, kernel: int, padding: int, name: str) -> Array:
+            return conv(
+                x,
+                features,
+                kernel,
+                stride=2,
+                padding=padding,
+                bias=False,
+                kernel_init=normal_around(0),
+                dtype=self.dtype,
+                name=name,
+            )
 
         x = nn.leaky_relu(convolve(x, self.width, 4, 1, "main.0"), 0.2)
         for i in range(1, 4):  # to 8x8, 4x4, 2x2
@@ -72,7 +78,7 @@ class ConvTranspose(nn.Module):
     kernel: int
     stride: int
     padding: int
-    dtype: Any
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

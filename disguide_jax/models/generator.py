@@ -1,10 +1,9 @@
 """The three-convolution generator of DFME, which DisGUIDE uses unchanged (Section 4)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from disguide_jax.models.layers import BatchNorm, at_least_float32, conv, dense
 
@@ -19,14 +18,14 @@ class Generator(nn.Module):
 
     width: int  # 64 in the paper: 128-128-64 feature maps
     channels: int
-    dtype: Any = None  # compute dtype; None follows parameters and input
+    dtype: DTypeLike | None = None  # compute dtype; None follows parameters and input
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
-        def conv3x3(x, features, name):
+        def conv3x3(x: Array, features: int, name: str) -> Array:
             return conv(x, features, 3, padding=1, bias=True, dtype=self.dtype, name=name)
 
-        def norm(x, name, affine=True):
+        def norm(x: Array, name: str, affine: bool = True) -> Array:
             return BatchNorm(affine=affine, name=name)(x, train=train)
 
         x = dense(z, 2 * self.width * 8 * 8, dtype=self.dtype, name="l1.0")

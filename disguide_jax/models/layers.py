@@ -1,37 +1,39 @@
 """The layers that all networks share, with PyTorch's defaults.
 
 Every module of a network is named by its PyTorch path ("layer1.0.conv1"), so that its
-variables are a flat dict which `disguide_jax.convert` maps to a state dict mechanically.
+variables are a flat dict which `disguide_jax.files.weights` maps to a state dict mechanically.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from disguide_jax.models.conv import conv_general_dilated
 
 Array = jax.Array
+Init = Callable[[Array, tuple[int, ...], DTypeLike], Array]  # key, shape, dtype
 
 # Both initialisers draw flat arrays: for a draw of four axes XLA's CPU compiler takes seconds, for
 # one of one axis a tenth, and a ResNet-34 has 37 of them.
 
 
-def kaiming_normal_fan_out(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def kaiming_normal_fan_out(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Normal with standard deviation sqrt(2 / fan out)."""
     scale = math.sqrt(2 * shape[-2] / math.prod(shape))
     return scale * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
 
 
-def uniform_fan_in(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def uniform_fan_in(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """PyTorch's default for linear and convolution kernels: uniform within 1 / sqrt(fan in)."""
     bound = math.sqrt(shape[-1] / math.prod(shape))
     return bound * jax.random.uniform(key, (math.prod(shape),), dtype, -1).reshape(shape)
 
 
-def uniform_bias(fan_in: int) -> Any:
+def uniform_bias(fan_in: int) -> Init:
     """PyTorch's default for biases: uniform within 1 / sqrt(fan in)."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -45,8 +47,8 @@ def conv(
     stride: int = 1,
     padding: int = 0,
     bias: bool,
-    kernel_init: Any = uniform_fan_in,
-    dtype: Any,
+    kernel_init: Init = uniform_fan_in,
+    dtype: DTypeLike | None,
     name: str,
 ) -> Array:
     """A square convolution of [N, H, W, channels], padded explicitly.
@@ -67,7 +69,7 @@ def conv(
     )(x)
 
 
-def dense(x: Array, features: int, *, dtype: Any, name: str) -> Array:
+def dense(x: Array, features: int, *, dtype: DTypeLike | None, name: str) -> Array:
     """A linear layer on [N, features]."""
     return nn.Dense(
         features,
@@ -99,7 +101,7 @@ class BatchNorm(nn.Module):
     affine: bool = True
     momentum: float = 0.1  # weight of the new value, PyTorch's convention
     epsilon: float = 1e-5
-    scale_init: Any = nn.initializers.ones
+    scale_init: Init = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -125,7 +127,7 @@ class BatchNorm(nn.Module):
             y += self.param("bias", nn.initializers.zeros, features).reshape(across)
         return y.astype(x.dtype)
 
-    def _track(self, running: nn.Variable, new: Array) -> None:
+    def _track(self, running: nn.Variable[Array], new: Array) -> None:
         if not self.is_initializing():
             new = new.reshape(running.value.shape)
             running.value = (1 - self.momentum) * running.value + self.momentum * new

@@ -1,9 +1,8 @@
 """LeNet-5 and its half, for 32x32 images."""
 
-from typing import Any
-
 import jax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from disguide_jax.models.layers import at_least_float32, channels_first, conv, dense
 
@@ -18,7 +17,7 @@ class LeNet5(nn.Module):
 
     width: int
     num_classes: int
-    dtype: Any = None  # compute dtype; None follows parameters and input
+    dtype: DTypeLike | None = None  # compute dtype; None follows parameters and input
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:

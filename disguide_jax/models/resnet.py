@@ -1,9 +1,8 @@
 """CIFAR ResNets: a 3x3 stem without pooling, basic blocks, average pool, linear."""
 
-from typing import Any
-
 import jax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from disguide_jax.models.layers import (
     BatchNorm,
@@ -22,11 +21,18 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...]  # basic blocks in each stage: (2, 2, 2, 2) is ResNet-18
     width: int  # channels of the stem; each later stage doubles them
     num_classes: int
-    dtype: Any = None  # compute dtype; None follows parameters and input
+    dtype: DTypeLike | None = None  # compute dtype; None follows parameters and input
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        def conv_norm(x, conv_name, norm_name, features, kernel=3, stride=1):
+        def conv_norm(
+            x: Array,
+            conv_name: str,
+            norm_name: str,
+            features: int,
+            kernel: int = 3,
+            stride: int = 1,
+        ) -> Array:
             x = conv(
                 x,
                 features,

@@ -1,0 +1,93 @@
+"""What a victim may say, how clones learn from it, and how they vote."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from disguide_jax.core import losses
+from disguide_jax.core.types import Array
+
+CloneLoss = Callable[[Array, Array], Array]  # logits [C, N, K], answers -> [C, N]
+
+
+class Answers(NamedTuple):
+    """One kind of answer: its shape for one image, its type, and the clones' loss on it."""
+
+    shape: Callable[[int], tuple[int, ...]]  # number of classes K -> shape of one answer
+    dtype: jnp.dtype
+    loss: CloneLoss
+
+
+def hard() -> Answers:
+    """Labels [N], which clones learn by cross-entropy (Section 3.2)."""
+    return Answers(
+        lambda num_classes: (),
+        jnp.dtype(jnp.int32),
+        lambda logits, answers: losses.hard_cross_entropy(logits, labels=answers),
+    )
+
+
+def soft(loss: CloneLoss) -> Answers:
+    """Probabilities [N, K], which clones learn by one of `SOFT_LOSSES`."""
+    return Answers(lambda num_classes: (num_classes,), jnp.dtype(jnp.float32), loss)
+
+
+def l1(floor: float) -> CloneLoss:
+    """The absolute error to centred log-probabilities, as in the authors' code."""
+    return lambda logits, answers: losses.l1(
+        logits, targets=losses.centred_log_probs(answers, floor=floor)[None]
+    )
+
+
+def cross_entropy(floor: float) -> CloneLoss:
+    """The cross-entropy of the paper's text (Section 3.2), which needs no floor."""
+    del floor
+    return lambda logits, answers: losses.soft_cross_entropy(logits, probs=answers[None])
+
+
+def kl(floor: float) -> CloneLoss:
+    """KL(victim || clone), as MAZE has it; it needs no floor."""
+    del floor
+    return lambda logits, answers: losses.kl_divergence(logits, probs=answers[None])
+
+
+SOFT_LOSSES: dict[str, Callable[[float], CloneLoss]] = {
+    "l1": l1,
+    "cross_entropy": cross_entropy,
+    "kl": kl,
+}
+
+
+def to_labels(answers: Array) -> Array:
+    """The classes [N] that answers name, probabilities [N, K] or labels [N].
+
+    Raises:
+      AssertionError: of other shapes.
+    """
+    chex.assert_rank(answers, {1, 2})
+    return answers if answers.ndim == 1 else jnp.argmax(answers, axis=-1).astype(jnp.int32)
+
+
+def soft_vote(logits: Array) -> Array:
+    """The class with the largest sum of softmaxes, [C, N, K] -> [N] (Section 3).
+
+    Raises:
+      AssertionError: of other shapes.
+    """
+    chex.assert_rank(logits, 3)
+    return jnp.argmax(jax.nn.softmax(logits).sum(axis=0), axis=-1)
+
+
+def hard_vote(logits: Array) -> Array:
+    """The class that most clones name, [C, N, K] -> [N]; ties go to the soft vote.
+
+    Raises:
+      AssertionError: of other shapes.
+    """
+    chex.assert_rank(logits, 3)
+    probs = jax.nn.softmax(logits)
+    votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1]).sum(axis=0)
+    return jnp.argmax(votes + probs.mean(axis=0) / 2, axis=-1)

@@ -1,0 +1,39 @@
+"""What depends on the kind of device, asked in this one place."""
+
+import jax
+import jax.numpy as jnp
+
+
+def loops_are_slow() -> bool:
+    """Whether to unroll: a convolution's gradient in a loop is 30 times slower on a CPU."""
+    return name() == "cpu"
+
+
+def rounds_a_call() -> int:
+    """Rounds in one call of a compiled program, which suit this backend."""
+    return 1 if loops_are_slow() else 20
+
+
+def usual_dtype() -> jnp.dtype:
+    """What networks compute in unless they are told: bfloat16 where there are units for it."""
+    return jnp.dtype("float32" if name() == "cpu" else "bfloat16")
+
+
+def fused_transposes_are_slow() -> bool:
+    """Whether XLA must be kept from fusing a kernel gradient's transposes with their operands."""
+    return name() == "cpu"
+
+
+def memory_is_shared() -> bool:
+    """Whether arrays lie in the machine's own memory."""
+    return name() == "cpu"
+
+
+def name() -> str:
+    """What JAX calls it."""
+    return jax.default_backend()
+
+
+def describe() -> str:
+    """The device in words."""
+    return f"{jax.devices()[0].device_kind} ({name()})"

@@ -1,0 +1,1 @@
+"""Files: weights, data sets and checkpoints, each either whole or not there."""

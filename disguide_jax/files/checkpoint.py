@@ -1,0 +1,385 @@
+"""Checkpoints that cost little, are believed only when whole, and are never spent twice.
+
+A checkpoint is a directory named by the rounds done. It holds the networks, the optimisers
+and the key, written by orbax, and a manifest with the size and the checksum of every file,
+written last. The replay is not in it: each checkpoint adds to `replay/` only the entries that
+were inserted since the one before, so that a buffer of a million images is never written
+whole. The only module that knows orbax's names.
+
+    checkpoints/
+      000007800/manifest.json   progress, segments of the replay, files with checksums
+      000007800/state/          orbax: every leaf but the buffer's images and answers
+      replay/000007800.images   raw bytes of the entries inserted since the one before,
+      replay/000007800.answers  oldest first
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from disguide_jax.core.replay import Like, Replay
+from disguide_jax.core.types import Array
+from disguide_jax.errors import UserError
+from disguide_jax.files import atomic, segments
+from disguide_jax.files.manifest import (
+    DamagedError,
+    Manifest,
+    check_files,
+    measure,
+    read_manifest,
+    write_manifest,
+)
+
+NUM_KEPT = 2
+RING = ("replay.images", "replay.answers")  # leaves that go to replay/, not to orbax
+
+log = logging.getLogger(__name__)
+
+
+class Saved(Protocol):
+    """What a checkpoint must find in the state of any training."""
+
+    @property
+    def round(self) -> Array:
+        """Rounds done, []."""
+
+    @property
+    def queries(self) -> Array:
+        """Images that the victim has answered, []."""
+
+    @property
+    def replay(self) -> Replay:
+        """Entries that are saved as they come."""
+
+
+class Checkpoints:
+    """The newest two checkpoints of a run, written in the background. A context manager.
+
+    Call `restore` once, then `save` as often as wanted.
+
+    Args:
+      directory: made if absent. One process at a time: see `workdir.lock`.
+
+    Raises:
+      UserError: the directory cannot be made or written.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self._directory = directory.absolute()
+        self._kept: list[Manifest] = []  # newest last
+        self._looked = False  # whether `restore` was called
+        self._writing: concurrent.futures.Future[None] | None = None
+        self._device_room: float | None = None
+        try:
+            (directory / "replay").mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()  # fails before anything is spent
+        except OSError as error:
+            raise UserError(f"{directory} cannot be written: {error.strerror}") from error
+        self._orbax = ocp.PyTreeCheckpointer()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+
+    def restore[State: Saved](self, template: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest whole checkpoint, bit for bit; None if there has never been one.
+
+        A damaged one is named in a warning and passed over for the one before.
+
+        Args:
+          template: arrays or shapes of the state.
+
+        Raises:
+          UserError: there are checkpoints and none is whole, so that starting over would spend
+            the budget twice; or they are those of another state.
+        """
+        found = (path.name for path in self._directory.iterdir() if path.name.isdigit())
+        manifests: dict[str, Manifest] = {}  # newest first
+        damaged: dict[str, DamagedError] = {}
+        for name in sorted(found, key=int, reverse=True):
+            try:
+                manifests[name] = read_manifest(self._directory, name)
+            except DamagedError as error:
+                damaged[name] = error
+        self._looked = True
+        for name, manifest in manifests.items():
+            try:
+                _check_fits(self._directory, manifest, template)
+                check_files(self._directory, manifest)
+                state = self._load(manifest, template)
+            except DamagedError as error:
+                damaged[name] = error
+                continue
+            for other, reason in damaged.items():
+                path = self._directory / other
+                log.warning("%s is damaged: %s. Continues from %s.", path, reason, name)
+            older = [m for m in manifests.values() if m.round <= manifest.round]
+            self._kept = older[:NUM_KEPT][::-1]
+            _clean(self._directory, manifests.values())  # after a process that was killed
+            return state, manifest.progress
+        if damaged:
+            lines = "".join(f"\n  {name}: {reason}" for name, reason in damaged.items())
+            raise UserError(
+                f"{self._directory} holds no checkpoint that can be used:{lines}\n"
+                "The run stops rather than starting over and spending the budget twice. Bring "
+                "the directory back from a copy, or choose another --workdir."
+            )
+        _clean(self._directory, ())
+        return None
+
+    def save(self, state: Saved, progress: dict[str, Any]) -> None:
+        """Starts to write a checkpoint; `state` may be donated as soon as this returns.
+
+        Copies on the device what is to be written and leaves the rest to a thread. States must
+        come in the order of one run, each entry of the replay having cost at least one query;
+        one that is saved already is not saved again.
+
+        Args:
+          state: of the run that `restore` returned or, if it returned None, any.
+          progress: a small dict for JSON, saved with the state.
+
+        Raises:
+          UserError: the checkpoint before could not be written; the one before that is whole.
+          ValueError: `restore` was not called, or the state is older than one that is saved.
+        """
+        if not self._looked:
+            raise ValueError("call restore before save: there may be checkpoints already")
+        self.wait()
+        ring = state.replay
+        scalars = (state.round, state.queries, ring.head, ring.size)
+        round_, queries, head, size = (int(x) for x in jax.device_get(scalars))
+        last = self._kept[-1] if self._kept else None
+        if last and round_ <= last.round:
+            if round_ < last.round:
+                raise ValueError(f"round {round_}: older than {last.name}, which is saved")
+            return
+        capacity = len(ring.images)
+        count = _num_inserted(last, queries, head, size, capacity)
+        new = segments.Segment(f"{round_:09}", (head - count) % capacity, count)
+        leaves = _flatten(state)
+        manifest = Manifest(
+            round=round_,
+            queries=queries,
+            head=head,
+            progress=json.loads(json.dumps(progress, allow_nan=False)),  # a copy, too
+            leaves={path: _describe(leaf) for path, leaf in leaves.items()},
+            key_impls={
+                path: str(jax.random.key_impl(leaf))
+                for path, leaf in leaves.items()
+                if isinstance(leaf, Array) and _is_key(leaf)
+            },
+            segments=segments.live((*(last.segments if last else ()), new), capacity),
+            files={},
+        )
+        if self._device_room is None:  # before any block lies there
+            self._device_room = segments.spare_device_bytes(ring.images)
+        blocks = segments.take(ring, new, self._device_room)
+        small = _copy({path: leaf for path, leaf in leaves.items() if path not in RING})
+        self._writing = self._thread.submit(self._write, manifest, new, blocks, small)
+
+    def wait(self) -> None:
+        """Returns when everything given to `save` is on the disk.
+
+        Raises:
+          UserError: it could not be written; the checkpoint before is whole.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Waits, and lets go of the threads. Raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except UserError as error:
+            if kind is None:
+                raise
+            log.warning("%s", error)  # what is on its way to the user matters more
+
+    def _write(
+        self,
+        manifest: Manifest,
+        new: segments.Segment,
+        blocks: segments.Blocks,
+        small: dict[str, Array],
+    ) -> None:
+        """Writes a checkpoint, then deletes what none of those kept needs. In the thread."""
+        whole = self._directory / manifest.name
+        part = self._directory / f"{manifest.name}.part"
+        num_bytes = sum(x.nbytes for block in blocks for x in block)
+        num_bytes += sum(x.nbytes for x in small.values())
+        inherited = self._kept[-1].files if self._kept else {}
+        try:
+            part.mkdir()
+            files = segments.write_segment(self._directory, new, blocks)
+            files |= {
+                path: inherited[path] for path in segments.paths(manifest.segments) - files.keys()
+            }
+            _check_room(part, small)
+            self._orbax.save(part / "state", {p: np.asarray(x) for p, x in small.items()})
+            for path in part.rglob("*"):
+                atomic.sync(path)
+                if path.is_file():
+                    files[f"{manifest.name}/{path.relative_to(part)}"] = measure(path)
+            manifest = dataclasses.replace(manifest, files=files)
+            write_manifest(part / "manifest.json", manifest)
+            for path in (part, self._directory / "replay"):
+                atomic.sync(path)
+            if whole.exists():  # damaged, or `restore` would have continued from it
+                shutil.rmtree(whole)
+            part.rename(whole)
+            atomic.sync(self._directory)
+            self._kept = [*self._kept, manifest][-NUM_KEPT:]
+            self._delete_all_but_kept()
+        except (OSError, ValueError) as error:  # the latter is tensorstore's
+            _clean(self._directory, self._kept)
+            reason = getattr(error, "strerror", None) or error
+            before = f"The one before, {self._kept[-1].name}, stays usable. " if self._kept else ""
+            raise UserError(
+                f"{self._directory}: the checkpoint of round {manifest.round:,} "
+                f"({num_bytes:,} bytes) cannot be written: {reason}. {before}"
+                "Make room there, then run the same command again."
+            ) from error
+
+    def _delete_all_but_kept(self) -> None:
+        names = {manifest.name for manifest in self._kept}
+        for path in self._directory.iterdir():
+            if path.name.isdigit() and path.name not in names:
+                # In one step, so that half of one is never found; `_clean` does the rest.
+                path.rename(path.with_suffix(".part"))
+        _clean(self._directory, self._kept)
+
+    def _load[State: Saved](self, manifest: Manifest, template: State) -> State:
+        try:
+            small = self._orbax.restore(self._directory / manifest.name / "state")
+        except Exception as error:  # whole files, yet orbax stumbles: another version of it?
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DamagedError(f"orbax cannot read state/: {reason}") from error
+        leaves = {path: jnp.array(x) for path, x in small.items()}  # copies: NumPy's must
+        for path, impl in manifest.key_impls.items():  # not be donated
+            leaves[path] = jax.random.wrap_key_data(leaves[path], impl=impl)
+        ring = segments.load_ring(self._directory, manifest.segments, template.replay)
+        leaves |= zip(RING, ring, strict=True)
+        treedef = jax.tree.structure(template)
+        return jax.tree.unflatten(treedef, [leaves[path] for path in _flatten(template)])
+
+
+def bytes_on_disk(template: Saved, *, interval: int, budget: int) -> int:
+    """What checkpoints need at most: those kept, and the one being written.
+
+    Args:
+      template: arrays or shapes of the state.
+      interval: queries between two checkpoints.
+      budget: queries of the whole run.
+    """
+    sizes = {path: _num_bytes(leaf) for path, leaf in _flatten(template).items()}
+    capacity = len(template.replay.images)
+    per_entry = sum(sizes[path] for path in RING) // capacity
+    # Two newer increments, and of the oldest one that is not all overwritten perhaps a whole.
+    num_entries = min(capacity + 3 * min(interval, capacity), budget)
+    small = sum(sizes.values()) - per_entry * capacity
+    return (NUM_KEPT + 1) * (small + _overhead(len(sizes))) + num_entries * per_entry
+
+
+def _num_inserted(last: Manifest | None, queries: int, head: int, size: int, capacity: int) -> int:
+    """How many of the newest entries are not in the last checkpoint's segments."""
+    if last is None:
+        return size
+    if queries - last.queries >= capacity:  # may have gone round once or more
+        return size
+    return (head - last.head) % capacity
+
+
+def _overhead(num_leaves: int) -> int:
+    """Bytes of a checkpoint that are no leaf's: the manifest, orbax's own files."""
+    return 2**16 + 2**10 * num_leaves
+
+
+def _check_room(folder: pathlib.Path, small: dict[str, Array]) -> None:
+    """Raises OSError if disk or quota have no room for what orbax is about to write.
+
+    Orbax would find out as well, but prints pages of tracebacks when it does.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    num_bytes = sum(x.nbytes for x in small.values()) + _overhead(len(small))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+
+
+def _clean(directory: pathlib.Path, manifests: Iterable[Manifest]) -> None:
+    """Deletes unfinished checkpoints, and segments that none of the manifests needs."""
+    needed = {path for manifest in manifests for path in segments.paths(manifest.segments)}
+    for path in directory.glob("*.part"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (directory / "replay").iterdir():
+        if f"replay/{path.name}" not in needed:
+            with contextlib.suppress(OSError):  # tried again next time
+                path.unlink()
+
+
+def _flatten(state: Saved) -> dict[str, Like]:
+    """Leaves by path, such as clones.params.fc.kernel, in the order of jax.tree.leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def _is_key(leaf: Like) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _num_bytes(leaf: Like) -> int:
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _describe(leaf: Like) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+@jax.jit
+def _copy(leaves: dict[str, Array]) -> dict[str, Array]:
+    """Copies that outlive a donation of the originals; of keys, their numbers."""
+    return {
+        path: jnp.copy(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for path, leaf in leaves.items()
+    }
+
+
+def _check_fits(directory: pathlib.Path, manifest: Manifest, template: Saved) -> None:
+    """Raises UserError where the state differs: no other checkpoint would fit either."""
+    here = {path: _describe(leaf) for path, leaf in _flatten(template).items()}
+    there = manifest.leaves
+    differing = [path for path in here | there if here.get(path) != there.get(path)]
+    if differing:
+        lines = "".join(
+            f"\n  {path}: {there.get(path, 'absent')} there, {here.get(path, 'absent')} here"
+            for path in differing[:3]
+        )
+        more = f"\n  and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"{directory / manifest.name} is the checkpoint of another configuration:{lines}"
+            f"{more}\nUse the configuration that it was made with, or another --workdir."
+        )

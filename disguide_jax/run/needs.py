@@ -1,0 +1,138 @@
+"""What a run says of itself and refuses before its first round: sizes, rates, room."""
+
+import math
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from disguide_jax.config import Config
+from disguide_jax.core import backend
+from disguide_jax.core.types import Learner, TrainState, Variables
+from disguide_jax.errors import UserError
+from disguide_jax.files import checkpoint, datasets
+from disguide_jax.run import evaluate
+from disguide_jax.run.program import Program, boundaries_of, make_trained, resolve, task_of
+
+
+def describe(program: Program, workdir: pathlib.Path) -> str:
+    """What the run is about to do."""
+    config, template = program.config, program.template
+    left_over = config.query_budget - program.queries
+    rounds = (
+        f"{stage.num_rounds:,} rounds of {stage.queries:,}"
+        + (f" ({stage.name})" if len(program.stages) > 1 else "")
+        for stage in program.stages
+    )
+    model = program.victim_model
+    accuracy = evaluate.victim_accuracy(program.test_set)
+    num_images = evaluate.num_images(program.test_set)
+    replay = template.replay
+    rows = {
+        "method": f"{config.method}, {config.labels} labels, seed {config.seed}",
+        "victim": f"{model.model}, {_count(program.victim.variables)} parameters, "
+        f"{accuracy:.4f} on {num_images:,} {config.dataset} test images ({config.victim.weights})",
+        "clones": f"{config.num_clones} x {config.clones.model}, "
+        f"{_count(template.clones, share=config.num_clones)} parameters each",
+        "generator": f"{_count(template.generator)} parameters",
+        "budget": f"{config.query_budget:,} queries: {', '.join(rounds)}"
+        + (f", {left_over:,} left over and not sent" if left_over else ""),
+        "rates": _rates(program),
+        "replay": f"{len(replay.images):,} images in {config.replay.dtype}, "
+        f"{_size(_num_bytes(replay))} on the device"
+        if program.method.keeps_replay
+        else f"none in {config.method}",
+        "device": f"{backend.describe()}, {config.precision}, "
+        + f"{config.rounds_per_call} round{'s' * (config.rounds_per_call > 1)} a call",
+        "disk": f"at most {_size(_bytes_on_disk(config, template))} of checkpoints",
+        "workdir": str(workdir),
+    }
+    return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
+
+
+def _rates(program: Program) -> str:
+    """The learning rates that the last stage begins with, and what becomes of them."""
+    config = program.config
+    generator, clones = config.generator.learning_rate, config.clones.learning_rate
+    if program.method.optimizers:
+        return f"generator {generator:g}, clones {clones:g} falling to 0 along a cosine"
+    rates = f"generator {generator:g}, clones {clones:g}; "
+    if config.schedule.shape == "cosine":
+        return rates + "both fall to 0 along a cosine"
+    num_rounds = program.stages[-1].num_rounds
+    drops = boundaries_of(config, program.stages[-1])
+    said = (f"x{scale:.2g} after {at:,} rounds" for at, scale in drops.items() if at < num_rounds)
+    return rates + (", ".join(said) or "both stay")
+
+
+def check_fits(program: Program, workdir: pathlib.Path) -> None:
+    """Refuses a run that the device's memory or the disk cannot hold.
+
+    Raises:
+      UserError: with both numbers.
+    """
+    needed = _num_bytes(program.template)
+    available = _device_memory()
+    if available and needed > available:
+        raise UserError(
+            f"the run needs {_size(needed)} on the device, "
+            f"{_size(_num_bytes(program.template.replay))} of it for "
+            f"config.replay.size={program.config.replay.size:,} in "
+            f"config.replay.dtype={program.config.replay.dtype}; there are {_size(available)}. "
+            "Choose a smaller replay.size, or uint8."
+        )
+    needed = _bytes_on_disk(program.config, program.template)
+    existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    held = sum(f.stat().st_size for f in (workdir / "checkpoints").rglob("*") if f.is_file())
+    if needed > free + held:
+        raise UserError(
+            f"checkpoints in {workdir} need up to {_size(needed)}; {_size(free)} are free there. "
+            "Choose another --workdir, a smaller replay.size, or replay.dtype=uint8."
+        )
+
+
+def _count(network: Variables | Learner, share: int = 1) -> str:
+    return f"{sum(math.prod(x.shape) for x in jax.tree.leaves(network.params)) // share:,}"
+
+
+def _num_bytes(tree: Any) -> int:
+    leaves = (x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+
+def _bytes_on_disk(config: Config, template: TrainState) -> int:
+    return checkpoint.bytes_on_disk(
+        template, interval=config.checkpoint_every_queries, budget=config.query_budget
+    )
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.3g} TB"
+
+
+def _device_memory() -> int | None:
+    """Bytes that the device, or on the CPU the machine, can hold; None where nobody says."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if backend.memory_is_shared() and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def say_needs(config: Config) -> str:
+    """What a run needs of the machine, known without victim and images."""
+    info = datasets.describe(config.dataset, config.data_dir)
+    template = make_trained(resolve(config), task_of(info))[2]
+    return (
+        f"{_size(_num_bytes(template))} on the device and what its rounds take, "
+        f"{_size(_bytes_on_disk(config, template))} of disk"
+    )

@@ -1,0 +1,66 @@
+"""A workdir taken up: is it the same run, is it finished, where does it stand."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from disguide_jax.config import Config, VictimTrainingConfig
+from disguide_jax.errors import UserError, disk_errors
+from disguide_jax.files import workdir as files
+from disguide_jax.files.checkpoint import Checkpoints
+
+
+def take_up[Kind: (Config, VictimTrainingConfig)](
+    workdir: pathlib.Path,
+    config: Kind,
+    contents: files.Hashes,
+    places: dict[str, str],
+    *,
+    extend: bool = False,
+) -> tuple[Kind, dict[str, Any] | None]:
+    """The configuration to go on with, and what config.json holds, None in a new workdir.
+
+    Args:
+      workdir: that may hold a run.
+      config: that is asked for.
+      contents: hashes of what the run is given.
+      places: what was hashed, for messages.
+      extend: accept a larger budget.
+
+    Raises:
+      UserError: the workdir holds another run.
+    """
+    started = files.read_started(workdir)
+    if started is None:
+        return config, None
+    before = started.get("contents")
+    # What is in the victim's file counts, not where it lies.
+    ignoring = ("victim.weights",) if before else ()
+    files.refuse_other_config(started["config"], config, workdir, extend=extend, ignoring=ignoring)
+    files.refuse_other_contents(before, contents, places, workdir)
+    return files.adopt(config, started), started
+
+
+@contextlib.contextmanager
+def opened(workdir: pathlib.Path) -> Iterator[Checkpoints]:
+    """The checkpoints of a workdir, which is made if absent and locked meanwhile.
+
+    Raises:
+      UserError: it cannot be made or written, or another process holds it.
+    """
+    make_folder(workdir, "--workdir")
+    with disk_errors(workdir), files.lock(workdir), Checkpoints(workdir / "checkpoints") as saved:
+        yield saved
+
+
+def make_folder(folder: pathlib.Path, key: str) -> None:
+    """Makes a folder that a user has named.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: cannot make {folder}: {error.strerror}") from error

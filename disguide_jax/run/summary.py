@@ -1,0 +1,83 @@
+"""What a finished extraction leaves: summary.json and the networks."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from disguide_jax.config import to_dict
+from disguide_jax.core.types import TrainState, Variables
+from disguide_jax.files import weights
+from disguide_jax.run import evaluate
+from disguide_jax.run.program import Program
+from disguide_jax.run.progress import Progress
+
+
+def summarise(
+    program: Program, state: TrainState, progress: Progress, scores: evaluate.Scores
+) -> dict[str, Any]:
+    """The content of summary.json; `scores` are those of the final clones."""
+    clones = program.method.result(state)
+    queries, config = int(state.queries), program.config
+    return {
+        "config": to_dict(config),
+        "method": config.method,
+        "seed": config.seed,
+        "query_budget": config.query_budget,
+        "queries": queries,
+        "rounds": int(state.round),
+        "victim_accuracy": evaluate.victim_accuracy(program.test_set),
+        "soft_vote_accuracy": scores.soft_vote_accuracy,
+        "hard_vote_accuracy": scores.hard_vote_accuracy,
+        "clone_accuracy": scores.clone_accuracy.tolist(),
+        "max_soft_vote_accuracy": progress.max_soft_vote_accuracy,
+        "fidelity": scores.fidelity,
+        "queries_to": progress.queries_to,
+        "wall_seconds": progress.wall_seconds,
+        "queries_per_second": queries / progress.wall_seconds,
+        "clones_sha256": clones_sha256(clones),
+    }
+
+
+def save_networks(program: Program, state: TrainState, workdir: pathlib.Path) -> None:
+    """Writes clones/clone_0.safetensors, ... and generator.safetensors, PyTorch's names."""
+    config = program.config
+    metadata = {"dataset": config.dataset, "queries": str(int(state.queries))}
+    (workdir / "clones").mkdir(exist_ok=True)
+    for i, clone in enumerate(unstack(program.method.result(state))):
+        weights.save_state_dict(
+            workdir / "clones" / f"clone_{i}.safetensors",
+            weights.to_state_dict(clone),
+            metadata | {"model": config.clones.model},
+        )
+    weights.save_state_dict(
+        workdir / "generator.safetensors",
+        weights.to_state_dict(jax.device_get(state.generator.variables)),
+        metadata | {"model": "generator"},
+    )
+
+
+def unstack(clones: Variables) -> list[Variables]:
+    """Stacked clones as single networks of NumPy arrays."""
+    clones = jax.device_get(clones)
+    num = len(jax.tree.leaves(clones)[0])
+    return [jax.tree.map(lambda x, i=i: x[i], clones) for i in range(num)]
+
+
+def clones_sha256(clones: Variables) -> str:
+    """One hash over names, shapes, types and bytes of all clone arrays."""
+    return weights.fingerprint(weights.to_state_dict(clone) for clone in unstack(clones))
+
+
+def report(summary: dict[str, Any]) -> str:
+    """The end of a run in three lines."""
+    clones = ", ".join(f"{a:.4f}" for a in summary["clone_accuracy"])
+    victim_accuracy, soft_vote = summary["victim_accuracy"], summary["soft_vote_accuracy"]
+    share = f"{soft_vote / victim_accuracy:.1%} of " if victim_accuracy else ""
+    return (
+        f"soft vote  {soft_vote:.4f}, {share}the victim's {victim_accuracy:.4f} "
+        f"(clones {clones}; maximum {summary['max_soft_vote_accuracy']:.4f})\n"
+        f"fidelity   {summary['fidelity']:.4f}\n"
+        f"queries    {summary['queries']:,} of {summary['query_budget']:,}, "
+        f"{summary['queries_per_second']:,.0f} a second, {summary['wall_seconds']:.0f} s"
+    )

@@ -1,0 +1,108 @@
+"""How a key of a configuration is described: its default, bounds and help, and what follows."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from disguide_jax.errors import UserError
+
+REQUIRED = dataclasses.MISSING  # the default of a key that every configuration must set
+RENAMED: dict[str, str] = {}  # old key: new key, for the message to who still uses the old one
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is known of one key: its default, its meaning, and which values are right."""
+
+    default: Any
+    help: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    one_of: tuple[str, ...] = ()
+    fits: Callable[[Any], bool] | None = None  # for what the bounds cannot say, see must_be
+    must_be: str = ""  # the right values in words, where the bounds do not say it best
+    auto: bool = False  # the default leaves the choice to the program, and a resume keeps it
+    resume: bool = False  # may differ from what a workdir was started with
+    reports: bool = False  # changes what is said of a result, never the result
+
+    def allows(self, value: Any) -> bool:
+        """Whether the value is right; a number that is not finite never is."""
+        return (
+            (not isinstance(value, float) or math.isfinite(value))
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (not self.one_of or value in self.one_of)
+            and (self.fits is None or self.fits(value))
+        )
+
+    @property
+    def right(self) -> str:
+        """The right values in words, after "it must be"; empty where every finite one is."""
+        if self.must_be:
+            return self.must_be
+        if self.one_of:
+            return f"one of {', '.join(map(repr, self.one_of))}"
+        if self.least is not None and self.most is not None:
+            return f"from {self.least:,} to {self.most:,}"
+        if self.least is not None and self.below is not None:
+            return f"from {self.least:,} to below {self.below:,}"
+        limits = {"at least": self.least, "above": self.above, "below": self.below}
+        return " and ".join(f"{word} {x:,}" for word, x in limits.items() if x is not None)
+
+
+def setting(default: Any, help: str, **limits: Any) -> Any:
+    """A field of a configuration; `limits` are those of `Setting`."""
+    about = Setting(default, help, **limits)
+    return dataclasses.field(default=default, metadata={"setting": about})
+
+
+def settings(kind: type, prefix: str = "") -> dict[str, Setting]:
+    """All keys of a kind of configuration, dotted, and what is known of them."""
+    found: dict[str, Setting] = {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.default_factory):
+            found |= settings(field.default_factory, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = field.metadata["setting"]
+    return found
+
+
+def get_value(config: object, key: str) -> Any:
+    """The value of a dotted key."""
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def set_value(config: object, key: str, value: Any) -> None:
+    """Sets the value of a dotted key, with the type that the default has for a tuple."""
+    *path, last = key.split(".")
+    place: Any = config
+    for part in path:
+        place = getattr(place, part)
+    setattr(place, last, tuple(value) if isinstance(value, list) else value)
+
+
+def refuse_ignored(config: Any, ignored: tuple[str, ...]) -> None:
+    """Refuses keys that a method ignores and that are not at their defaults.
+
+    Args:
+      config: of the run.
+      ignored: keys, or "GROUP." for all keys of a group.
+
+    Raises:
+      UserError: names the first such key.
+    """
+    for key, known in settings(type(config)).items():
+        value = get_value(config, key)
+        if key.startswith(ignored) and value != known.default:
+            raise UserError(
+                f"config.{key} is {value!r}; {config.method} makes no use of it: leave it at its "
+                f"default, {known.default!r}"
+            )

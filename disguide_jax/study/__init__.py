@@ -1,0 +1,1 @@
+"""Studies of many runs, benchmarks, and the numbers of the authors' code."""

@@ -1,0 +1,228 @@
+"""Studies of many runs: what has run, and what is left to run.
+
+A finished run leaves `summary.json`, `metrics.jsonl` and its last `samples.png` in
+RESULTS/<family>/<cell>/seed<N>/, and everything shown is computed from these files alone.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import importlib.util
+import json
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from disguide_jax.config import Config
+from disguide_jax.errors import UserError
+from disguide_jax.files import workdir
+from disguide_jax.run import pictures
+from disguide_jax.settings import set_value
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def load_config(name: str) -> Any:
+    """What configs/NAME.py returns; of "NAME:VARIANT" that variant."""
+    file, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
+    if spec is None or spec.loader is None:
+        raise AssertionError(f"configs/{file}.py is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+class Cell(NamedTuple):
+    """A configuration that is run with several seeds: one row, or one point, of a study."""
+
+    family: str  # of its directory
+    config: str  # configs/<config>.py, or <config>:smoke
+    overrides: tuple[tuple[str, Any], ...] = ()  # such as ("replay.size", 600)
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where its results lie below RESULTS, and its workdirs below WORKDIRS."""
+        words = [self.config.replace(":", "-"), *(f"{k}={v}" for k, v in self.overrides)]
+        return pathlib.Path(self.family, ",".join(words).replace("/", "-"))
+
+    def __str__(self) -> str:
+        return " ".join([self.config, *(f"{k}={v}" for k, v in self.overrides)])
+
+    def arguments(self, seed: int) -> list[str]:
+        """What the program is told."""
+        file, _, variant = self.config.partition(":")
+        path = ROOT / "configs" / f"{file}.py"
+        if path.is_relative_to(pathlib.Path.cwd()):
+            path = path.relative_to(pathlib.Path.cwd())
+        overrides = (f"--config.{key}={value}" for key, value in self.overrides)
+        config = f"{path}:{variant}" if variant else path
+        return [f"--config={config}", f"--config.seed={seed}", *overrides]
+
+    def load(self, seed: int) -> Config:
+        """The configuration of one run, without running it."""
+        config = load_config(self.config)
+        for key, value in (*self.overrides, ("seed", seed)):
+            set_value(config, key, value)
+        return config
+
+
+class Result(NamedTuple):
+    """One finished run."""
+
+    summary: dict[str, Any]
+    lines: list[dict[str, Any]]  # of its log
+
+    def curve(self, name: str = "eval/soft_vote_accuracy") -> tuple[np.ndarray, np.ndarray]:
+        """Queries and values of the lines of the log that have this metric."""
+        return pictures.series(self.lines, name)
+
+    def queries_to(self, accuracy: float) -> float | None:
+        """Queries after which the soft vote first had this accuracy; None if it never had.
+
+        Interpolated linearly between evaluations, from 0 at no queries.
+        """
+        queries, values = self.curve()
+        reached = np.flatnonzero(values >= accuracy)
+        if not len(reached):
+            return None
+        i = reached[0]
+        before_queries, before = (queries[i - 1], values[i - 1]) if i else (0, 0.0)
+        share = (accuracy - before) / (values[i] - before)
+        return float(before_queries + share * (queries[i] - before_queries))
+
+
+def load(results: pathlib.Path, cell: Cell, seed: int) -> Result | None:
+    """The result of one run; None if it has not finished.
+
+    Raises:
+      UserError: it is damaged, or of another configuration than `cell` is now.
+    """
+    folder = results / cell.folder / f"seed{seed}"
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{folder} cannot be read: {error}; delete it to run it again") from error
+    workdir.refuse_other_config(summary["config"], cell.load(seed), folder, extend=False)
+    return Result(summary, lines)
+
+
+def load_all(results: pathlib.Path, cell: Cell, seeds: Iterable[int]) -> list[Result]:
+    """The results of all runs of a cell that have finished."""
+    found = (load(results, cell, seed) for seed in seeds)
+    return [result for result in found if result is not None]
+
+
+def run_missing(
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    *,
+    results: pathlib.Path,
+    workdirs: pathlib.Path,
+    least_hours: Callable[[Config], float],
+    jobs: int = 1,
+    extra: Sequence[str] = (),
+    dry_run: bool = False,
+) -> None:
+    """Runs what has not finished, continuing what was begun.
+
+    Args:
+      cells: of the study.
+      seeds: each cell is run with each.
+      results: where finished runs leave their summary and log.
+      workdirs: where runs have their workdirs.
+      least_hours: what a run takes at least, to tell of those of a kind that has not run yet.
+      jobs: runs at a time.
+      extra: arguments for every run.
+      dry_run: only print the commands.
+
+    Raises:
+      UserError: a run failed; the others have been let finish.
+    """
+    runs = [(cell, seed) for seed in seeds for cell in dict.fromkeys(cells)]
+    left = [(cell, seed) for cell, seed in runs if load(results, cell, seed) is None]
+    if dry_run:
+        for cell, seed in left:
+            print(shlex.join(["python", *_command(cell, seed, workdirs, extra)[1:]]))
+        return
+    estimate = _estimate(results, left, least_hours)
+    print(f"{len(runs) - len(left)} of {len(runs)} runs have finished{estimate}")
+
+    def run(cell: Cell, seed: int) -> str | None:
+        """Says what went wrong, if anything did."""
+        workdir = _workdir(workdirs, cell, seed)
+        workdir.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with (workdir / "output.txt").open("a") as output:
+            command = _command(cell, seed, workdirs, extra)
+            status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
+        if status:
+            said = (workdir / "output.txt").read_text().strip().splitlines()
+            return f"{cell}, seed {seed}: status {status}: {said[-1] if said else ''}"
+        target = results / cell.folder / f"seed{seed}"
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(max((workdir / "samples").iterdir()), target / "samples.png")
+        for name in ("metrics.jsonl", "summary.json"):  # the summary last: it says "finished"
+            shutil.copyfile(workdir / name, target / name)
+        accuracy = json.loads((target / "summary.json").read_text())["soft_vote_accuracy"]
+        seconds = time.monotonic() - started
+        print(f"{cell}, seed {seed}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True)
+        return None
+
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    futures = [pool.submit(run, cell, seed) for cell, seed in left]
+    try:
+        failures = [failure for future in futures if (failure := future.result())]
+    except KeyboardInterrupt as error:
+        pool.shutdown(cancel_futures=True)
+        raise UserError("stopped; the same command again continues") from error
+    if failures:
+        raise UserError("\n".join(failures) + "\nThe same command again continues.")
+
+
+def _workdir(workdirs: pathlib.Path, cell: Cell, seed: int) -> pathlib.Path:
+    return workdirs / cell.folder / f"seed{seed}"
+
+
+def _command(cell: Cell, seed: int, workdirs: pathlib.Path, extra: Sequence[str]) -> list[str]:
+    workdir = f"--workdir={_workdir(workdirs, cell, seed)}"
+    return [sys.executable, "-m", "disguide_jax.main", *cell.arguments(seed), *extra, workdir]
+
+
+def _estimate(
+    results: pathlib.Path,
+    left: Sequence[tuple[Cell, int]],
+    least_hours: Callable[[Config], float],
+) -> str:
+    """How long the rest will take, by runs of the same configuration file or by its FLOPs."""
+    known, least, num_new = 0.0, 0.0, 0
+    least_hours_of = functools.cache(lambda cell: least_hours(cell.load(0)))
+    for cell, seed in left:
+        rates = []  # seconds a query
+        for path in results.glob(f"*/{cell.config.replace(':', '-')}*/seed*/summary.json"):
+            with contextlib.suppress(ValueError, KeyError):
+                summary = json.loads(path.read_text())
+                rates.append(summary["wall_seconds"] / summary["queries"])
+        if rates:
+            known += float(np.median(rates)) * cell.load(seed).query_budget / 3600
+        else:
+            with contextlib.suppress(UserError):  # its run will say what is wrong
+                least += least_hours_of(cell)
+                num_new += 1
+    estimate = f"; the rest takes about {known:.1f} h one after the other" if known else ""
+    if num_new:
+        estimate += (
+            f"; {num_new} of a kind that has not run yet take at least {least:.2g} h: their "
+            "FLOPs, as fast as matrix products are on this machine"
+        )
+    return estimate

@@ -1,0 +1,1 @@
+"""Who is asked: victims, and what may stand between them and who asks."""

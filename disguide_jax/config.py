@@ -5,6 +5,7 @@ The files in `configs/` return a `Config`, those of victims a `VictimTrainingCon
 authors' code differ the defaults follow the code, which made the numbers.
 """
 
+import copy
 import dataclasses
 from typing import Any, final
 
@@ -334,6 +335,15 @@ def validate(config: Config | VictimTrainingConfig) -> None:
             config.replay.size >= config.batch_size,
             f"at least a batch (config.batch_size is {config.batch_size})",
         )
+
+
+def spelled_out(config: Config) -> Config:
+    """A copy in which `as_in_text` has become the settings that it stands for."""
+    config = copy.deepcopy(config)
+    if config.as_in_text:
+        config.clones.soft_loss, config.generator.weight_decay = "cross_entropy", 5e-4
+        config.schedule.block_rounds = 1
+    return config
 
 
 def to_dict(config: Config | VictimTrainingConfig) -> dict[str, Any]:

@@ -173,6 +173,19 @@ def test_the_text_of_the_paper_is_one_switch():
     assert list(programs.boundaries_of(full, stage)) == [12_500, 25_000]  # 40 and 80 % of 31,250
 
 
+def test_a_run_as_in_the_text_is_finished_and_continued_like_others(tmp_path, capsys):
+    config = smoke("digits_soft", as_in_text=True)
+    summary = train_and_evaluate(config, tmp_path)
+    assert summary["config"]["clones"]["soft_loss"] == "cross_entropy"
+    train_and_evaluate(config, tmp_path)
+    assert "is finished" in capsys.readouterr().out
+    (tmp_path / "summary.json").unlink()
+    again = train_and_evaluate(config, tmp_path)
+    assert again["clones_sha256"] == summary["clones_sha256"]
+    with pytest.raises(UserError, match=r"config\.as_in_text: True, now False"):
+        train_and_evaluate(smoke("digits_soft"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "query", "kept", "resolved"),
     [

@@ -116,6 +116,11 @@ def test_an_estimate_is_the_definition_for_victim_and_clones(clones_train):
             {"replay": ReplayConfig(size=16, dtype="uint8")},
             "replay.dtype is 'uint8'; .* pixels by about 2e-5",
         ),
+        (
+            {"replay": ReplayConfig(size=16, dtype="bfloat16")},
+            "replay.dtype is 'bfloat16'; .* pixels by about 2e-5",
+        ),
+        ({"query_dtype": "uint8"}, "query_dtype is 'uint8'; .* pixels by about 2e-5"),
         ({"generator": GeneratorConfig(gray_every=8)}, "gray_every is 8"),
     ],
 )

@@ -50,11 +50,13 @@ def check(config: Config) -> None:
             f"config.labels is 'hard'; {config.method} needs 'soft', because it estimates its "
             "generator's gradient from small changes of probabilities, and labels do not change"
         )
-    if config.replay.dtype == "uint8":
-        raise UserError(
-            f"config.replay.dtype is 'uint8'; {config.method} needs 'float32', because it moves "
-            "pixels by about 2e-5, and images of 8 bits (steps of 8e-3) would round that away"
-        )
+    for key, value in (("query_dtype", config.query_dtype), ("replay.dtype", config.replay.dtype)):
+        if value not in ("auto", "float32"):
+            raise UserError(
+                f"config.{key} is {value!r}; {config.method} needs 'float32', because it moves "
+                "pixels by about 2e-5, and images of 8 bits (steps of 8e-3) or bfloat16 (up to "
+                "4e-3) would round that away"
+            )
     if config.generator.gray_every:
         raise UserError(
             f"config.generator.gray_every is {config.generator.gray_every}; {config.method} "

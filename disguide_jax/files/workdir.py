@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from disguide_jax.config import Config, VictimTrainingConfig, to_dict
+from disguide_jax.config import Config, VictimTrainingConfig, spelled_out, to_dict
 from disguide_jax.errors import UserError
 from disguide_jax.files import atomic
 from disguide_jax.settings import REQUIRED, get_value, set_value, settings
@@ -102,6 +102,8 @@ def refuse_other_config(
       UserError: lists the keys that differ and would change the result.
     """
     known = settings(type(config))
+    if isinstance(config, Config):
+        config = spelled_out(config)  # as what is in `before` is
     now = json.loads(json.dumps({key: get_value(config, key) for key in known}))
     defaults = {key: about.default for key, about in known.items() if about.default is not REQUIRED}
     # Keys that came later had their defaults.

@@ -4,7 +4,6 @@
 networks, optimisers, victim, test images.
 """
 
-import copy
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from disguide_jax import models
-from disguide_jax.config import Config, validate
+from disguide_jax.config import Config, spelled_out, validate
 from disguide_jax.core import answers, backend, images, learn, replay, stages, streams
 from disguide_jax.core.exchange import Kit, Method, Play, fuse
 from disguide_jax.core.types import (
@@ -81,17 +80,12 @@ def resolve(config: Config) -> Config:
     validate(config)
     method = method_of(config)
     refuse_ignored(config, method.ignores)
-    config = copy.deepcopy(config)
-    if config.as_in_text:
-        config.clones.soft_loss, config.generator.weight_decay = "cross_entropy", 5e-4
-        config.schedule.block_rounds = 1
+    config = spelled_out(config)
     if config.precision == "auto":
         config.precision = backend.usual_dtype().name
     config.clones.width = config.clones.width or models.usual_width(config.clones.model)
     config.rounds_per_call = config.rounds_per_call or backend.rounds_a_call()
-    kept = config.replay.dtype if method.keeps_replay else "float32"
-    if config.query_dtype == "auto":
-        config.query_dtype = kept
+    kept, config.query_dtype = config.replay.dtype, query_dtype(config)
     if method.keeps_replay and kept not in ("float32", config.query_dtype):
         raise UserError(
             f"config.query_dtype is {config.query_dtype!r}, but config.replay.dtype is {kept!r}: "

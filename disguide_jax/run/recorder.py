@@ -37,7 +37,7 @@ class MetricsLog:
             raise UserError(
                 f"{path} has {length:,} bytes, but {num_bytes:,} were written before the last "
                 "checkpoint: it was deleted or cut. Bring it back from a copy, or choose another "
-                "--workdir; nothing in this one has been changed."
+                "--workdir. The checkpoints are untouched."
             )
         self._file = path.open("ab", buffering=0)
         self._file.truncate(num_bytes)

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import importlib.util
 import io
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from disguide_jax.errors import UserError
-from disguide_jax.files import datasets
+from disguide_jax.files import datasets, idx, tfds
 
 NUM_TRAIN, NUM_TEST = 12, 7  # of the small stand-ins
 
@@ -25,6 +26,7 @@ def cache(tmp_path, monkeypatch) -> pathlib.Path:
     """A cache of the test's own; data_dir "" is an empty place too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
+    monkeypatch.setattr(idx, "SYSTEM", {})
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache" / "disguide_jax"
 
@@ -261,6 +263,80 @@ def test_an_unknown_name_lists_the_known_ones_and_the_file_that_would_do(tmp_pat
         assert "train_images, train_labels, test_images, test_labels" in str(error.value)
 
 
+# idx, the format of MNIST
+
+
+def write_idx(folder: pathlib.Path, written: dict[str, np.ndarray], *, suffix: str = ".gz") -> None:
+    folder.mkdir(parents=True)
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        for kind in ("images", "labels"):
+            array = written[f"{split}_{kind}"]
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            content = header + array.tobytes()
+            content = gzip.compress(content) if suffix == ".gz" else content
+            (folder / f"{prefix}-{kind}-idx{array.ndim}-ubyte{suffix}").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("fashion_mnist", "."),
+        ("fashion_mnist", "raw"),
+        ("fashion_mnist", "FashionMNIST/raw"),
+        ("mnist", "MNIST/raw"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files_are_read_wherever_torchvision_or_debian_puts_them(
+    tmp_path, monkeypatch, name, folder, suffix
+):
+    shrink(monkeypatch, name)
+    written = arrays(28, 28)
+    write_idx(tmp_path / "data" / folder, written, suffix=suffix)
+    for split in ("train", "test"):
+        images, labels = datasets.load(name, split, str(tmp_path / "data"))
+        np.testing.assert_array_equal(images[:, 2:-2, 2:-2, 0], written[f"{split}_images"])
+        np.testing.assert_array_equal(labels, written[f"{split}_labels"])
+
+
+def test_without_a_data_dir_the_place_of_the_operating_system_is_the_last_but_tfds(
+    tmp_path, monkeypatch
+):
+    shrink(monkeypatch, "fashion_mnist")
+    here, system = arrays(28, 28), arrays(28, 28, seed=1)
+    write_idx(tmp_path / "system", system)
+    monkeypatch.setitem(idx.SYSTEM, "fashion_mnist", tmp_path / "system")
+    images, _ = datasets.load("fashion_mnist", "test")
+    np.testing.assert_array_equal(images[:, 2:-2, 2:-2, 0], system["test_images"])
+    write_idx(tmp_path / "raw", here)
+    images, _ = datasets.load("fashion_mnist", "test")
+    np.testing.assert_array_equal(images[:, 2:-2, 2:-2, 0], here["test_images"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut.gz", "not gzip", "axes", "absent", "fewer labels"])
+def test_a_damaged_idx_file_is_named(tmp_path, monkeypatch, damage):
+    shrink(monkeypatch, "fashion_mnist")
+    written = arrays(28, 28)
+    if damage == "fewer labels":
+        written["test_labels"] = written["test_labels"][:-1]
+    write_idx(tmp_path / "raw", written, suffix=".gz" if damage == "cut.gz" else "")
+    path = next((tmp_path / "raw").glob("t10k-images*"))
+    message = path.name
+    if damage.startswith("cut"):
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "not gzip":
+        path.rename(f"{path}.gz")
+    elif damage == "axes":
+        labels = next((tmp_path / "raw").glob("t10k-labels*"))
+        path.write_bytes(labels.read_bytes())
+    elif damage == "absent":
+        path.unlink()
+    else:
+        message = "7 images and 6 labels"
+    with pytest.raises(UserError, match=message):
+        datasets.load("fashion_mnist", "test", str(tmp_path))
+
+
 # TFDS
 
 
@@ -325,9 +401,9 @@ def shard(data_dir: pathlib.Path, split: str = "test") -> pathlib.Path:
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
     """The splits that were really decoded."""
-    splits, decode = [], datasets._decode
+    splits, decode = [], tfds._decode
     monkeypatch.setattr(
-        datasets,
+        tfds,
         "_decode",
         lambda builder, split: (splits.append(split), decode(builder, split))[1],
     )
@@ -462,7 +538,7 @@ def test_what_is_not_there_and_cannot_be_prepared_says_what_to_do(tmp_path, monk
         datasets.load(name, "test", str(tmp_path / "nowhere"))
     for part in (
         str(tmp_path / f"nowhere/{name}.npz"),
-        str(tmp_path / f"nowhere/{datasets._KNOWN[name].tfds_name}"),
+        str(tmp_path / f"nowhere/{tfds.NAMES[name]}"),
         "pip install 'disguide_jax[data]'",
         "train_images, train_labels, test_images, test_labels",
     ):

@@ -7,7 +7,9 @@ A data set NAME is `DATA_DIR/NAME.npz` where there is such a file. Otherwise:
 | digits                  | scikit-learn, always at hand: 8x8 scans resized to 32x32   |
 | colour_digits           | the same, each in light ink of one colour on dark paper    |
 | cifar10, cifar100, svhn | TensorFlow Datasets (TFDS), prepared in DATA_DIR           |
-| mnist, fashion_mnist    | the same; 28x28 images get a black margin of 2 pixels      |
+| mnist, fashion_mnist    | their own files, *-ubyte or *-ubyte.gz, in DATA_DIR or a   |
+|                         | torchvision folder there; or as above. 28x28 images get a  |
+|                         | black margin of 2 pixels                                   |
 | noise10, noise100       | random pixels and labels, to try a program without data    |
 
 An .npz holds `train_images` and `test_images`, uint8 [N, 32, 32, channels], [N, 28, 28,
@@ -17,20 +19,17 @@ channels] or without the axis of channels; `train_labels` and `test_labels`, int
 
 import functools
 import hashlib
-import importlib.util
-import io
 import logging
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tqdm
 from PIL import Image
 
 from disguide_jax.errors import UserError
-from disguide_jax.files import atomic
+from disguide_jax.files import idx, npz, tfds
+from disguide_jax.files.tfds import Arrays, Split
 
 IMAGE_SIZE = 32
 NAMES_OF_ARRAYS = "train_images, train_labels, test_images, test_labels and classes"
@@ -47,18 +46,10 @@ class Info(NamedTuple):
     std: tuple[float, ...]
 
 
-class Split(NamedTuple):
-    """Images [N, 32, 32, channels] uint8 and labels [N] int32."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
 class _Known(NamedTuple):
     info: Info
     num_train: int
     num_test: int
-    tfds_name: str = ""
 
 
 # METHODS: CIFAR-10's constants, for CIFAR-100 too, as the authors' victims were trained.
@@ -71,16 +62,14 @@ _COLOUR_DIGITS = ((0.38,) * 3, (0.22,) * 3)  # of its training images
 _KNOWN = {
     "digits": _Known(Info(10, 1, *_DIGITS), 1_297, 500),
     "colour_digits": _Known(Info(10, 3, *_COLOUR_DIGITS), 1_297, 500),
-    "cifar10": _Known(Info(10, 3, *_CIFAR), 50_000, 10_000, "cifar10"),
-    "cifar100": _Known(Info(100, 3, *_CIFAR), 50_000, 10_000, "cifar100"),
-    "svhn": _Known(Info(10, 3, *_SVHN), 73_257, 26_032, "svhn_cropped"),
-    "mnist": _Known(Info(10, 1, *_MNIST), 60_000, 10_000, "mnist"),
-    "fashion_mnist": _Known(Info(10, 1, *_FASHION_MNIST), 60_000, 10_000, "fashion_mnist"),
+    "cifar10": _Known(Info(10, 3, *_CIFAR), 50_000, 10_000),
+    "cifar100": _Known(Info(100, 3, *_CIFAR), 50_000, 10_000),
+    "svhn": _Known(Info(10, 3, *_SVHN), 73_257, 26_032),
+    "mnist": _Known(Info(10, 1, *_MNIST), 60_000, 10_000),
+    "fashion_mnist": _Known(Info(10, 1, *_FASHION_MNIST), 60_000, 10_000),
     "noise10": _Known(Info(10, 3, *_CIFAR), 100, 100),
     "noise100": _Known(Info(100, 3, *_CIFAR), 100, 100),
 }
-
-Arrays = tuple[np.ndarray, np.ndarray]  # images and labels, not yet checked
 
 
 def describe(name: str, data_dir: str = "") -> Info:
@@ -96,14 +85,14 @@ def describe(name: str, data_dir: str = "") -> Info:
     """
     if name in _KNOWN:
         return _KNOWN[name].info
-    path = _npz_path(name, data_dir)
+    path = npz.path_of(name, data_dir)
     if not os.path.exists(path):
         raise UserError(
             f"unknown data set {name!r}: it is none of {', '.join(_KNOWN)}, and there is no file "
             f"{path} with {NAMES_OF_ARRAYS}"
         )
-    classes = _read_npz(path, "classes")
-    arrays = _read_npz(path, "test_images") or _read_npz(path, "train_images")
+    classes = npz.read(path, "classes")
+    arrays = npz.read(path, "test_images") or npz.read(path, "train_images")
     if not classes or classes["classes"].ndim != 1 or not arrays:
         raise UserError(f"{path}: it must hold {NAMES_OF_ARRAYS} (names of the classes, [K])")
     (images,) = arrays.values()
@@ -121,15 +110,11 @@ def num_train_images(name: str) -> int:
 def load(name: str, split: str, data_dir: str = "") -> Split:
     """The images and labels of a split: all of them, in the order of their source, or none.
 
-    TFDS keeps images as PNG files. Decoding 60,000 of them takes about 25 seconds, so the
-    first call leaves the arrays in a cache, $XDG_CACHE_HOME/disguide_jax or
-    ~/.cache/disguide_jax, and later ones take a fraction of a second.
-
     Args:
       name: see the table above.
       split: "train" or "test".
-      data_dir: where NAME.npz or the data set that TFDS prepared lies; "" is the current
-        directory for the former, $TFDS_DATA_DIR or ~/tensorflow_datasets for the latter.
+      data_dir: where it lies, in any of the forms above. "" is the current directory, then
+        for Fashion-MNIST Debian's own place, then TFDS's.
 
     Raises:
       UserError: the data set is absent, incomplete or damaged; says what would be right.
@@ -139,7 +124,7 @@ def load(name: str, split: str, data_dir: str = "") -> Split:
     info = describe(name, data_dir)
     num_images = _num_images(name, split)
     check = functools.partial(_checked, info=info, num_images=num_images)
-    path = _npz_path(name, data_dir)
+    path = npz.path_of(name, data_dir)
     if os.path.exists(path):
         return check(_load_npz(path, split), f"{path}, {split} split")
     if name == "digits":
@@ -152,7 +137,11 @@ def load(name: str, split: str, data_dir: str = "") -> Split:
         shape = (num_images, IMAGE_SIZE, IMAGE_SIZE, info.channels)
         images = rng.integers(0, 256, shape, np.uint8)
         return check((images, rng.integers(0, info.num_classes, num_images)), name)
-    return _load_tfds(name, split, data_dir, check)
+    folder = idx.find(name, data_dir)
+    if folder:
+        return check(idx.load(folder, split), f"{folder}, {split} split")
+    places = [f"{path} with {NAMES_OF_ARRAYS}", *idx.places(name, data_dir)]
+    return tfds.load(name, split, data_dir, check, places)
 
 
 def _num_images(name: str, split: str) -> int | None:
@@ -227,23 +216,9 @@ def _load_digits(split: str) -> Arrays:
     return images[part], digits.target[part]
 
 
-def _npz_path(name: str, data_dir: str) -> pathlib.Path:
-    return pathlib.Path(data_dir).expanduser().absolute() / f"{name}.npz"
-
-
-def _read_npz(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
-    """Those of the named arrays that are there."""
-    try:
-        # Opened here, as np.load forgets to close what is damaged. A pickle could run anything.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
-            return {name: npz[name] for name in names if name in npz.files}
-    except Exception as error:  # there is no end to what damage can raise
-        raise UserError(f"{path}: damaged, or not an .npz of plain arrays: {error}") from error
-
-
 def _load_npz(path: pathlib.Path, split: str) -> Arrays:
     names = f"{split}_images", f"{split}_labels"
-    arrays = _read_npz(path, *names)
+    arrays = npz.read(path, *names)
     absent = [name for name in names if name not in arrays]
     if absent:
         raise UserError(
@@ -258,118 +233,3 @@ def _colour(images: np.ndarray, split: str) -> np.ndarray:
     paper = rng.integers(0, 96, (len(images), 1, 1, 3))
     ink = rng.integers(160, 256, paper.shape)
     return np.round(paper + images[..., None] / 255 * (ink - paper)).astype(np.uint8)
-
-
-def _load_tfds(
-    name: str, split: str, data_dir: str, check: Callable[[Arrays, str], Split]
-) -> Split:
-    """A split of a prepared data set, from the cache if it has been decoded before."""
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(data_dir or default).expanduser().resolve()
-    folder = root / _KNOWN[name].tfds_name
-    entry = _cache_dir() / f"{name}-{split}-{_digest(str(folder))}.npz"
-    cached = _read_cache(entry, _fingerprint(folder), check)
-    if cached:
-        return cached
-    builder = _prepared_builder(name, root, _npz_path(name, data_dir))
-    fingerprint = _fingerprint(folder)  # before reading: a change meanwhile must show
-    arrays = check(_decode(builder, split), f"{builder.data_path}, {split} split")
-    _write_cache(entry, fingerprint, arrays)
-    return arrays
-
-
-def _prepared_builder(name: str, root: pathlib.Path, npz: pathlib.Path) -> Any:
-    """TFDS's view of a data set, downloaded and prepared if it is not there yet."""
-    import tensorflow_datasets as tfds  # takes a second, and cached images do without
-
-    try:
-        builder = tfds.builder(_KNOWN[name].tfds_name, data_dir=root)
-        if builder.data_path.exists():
-            return builder
-        if importlib.util.find_spec("tensorflow"):
-            builder.download_and_prepare(file_format="array_record")
-            return builder
-    except Exception as error:
-        raise UserError(
-            f"{name}: TFDS can neither read nor prepare it in {root}: {error}\n"
-            f"{npz} with {NAMES_OF_ARRAYS} would do as well."
-        ) from error
-    raise UserError(
-        f"{name}: there is neither {npz} nor {builder.data_path}, which TFDS would prepare. "
-        "Either install what it needs for that,\n"
-        "    pip install 'disguide_jax[data]'\n"
-        f"and run again, or make {npz} with {NAMES_OF_ARRAYS}."
-    )
-
-
-def _decode(builder: Any, split: str) -> Arrays:
-    import tensorflow_datasets as tfds
-
-    skip = {"image": tfds.decode.SkipDecoding()}  # TFDS's own decoder is slower, and warns
-    folder = builder.data_path
-    if split not in builder.info.splits:
-        raise UserError(
-            f"{folder}: incomplete, its dataset_info.json knows no {split} split; "
-            "delete the folder and prepare it again"
-        )
-    images, labels = [], []
-    try:
-        source = builder.as_data_source(split, decoders=skip)
-        for example in tqdm.tqdm(source, f"decoding {split} images", leave=False, disable=None):
-            with Image.open(io.BytesIO(example["image"]), formats=("PNG",)) as image:
-                images.append(np.asarray(image))
-            labels.append(example["label"])
-        return np.stack(images), np.array(labels)
-    except NotImplementedError as error:
-        raise UserError(
-            f"{folder}: prepared as {builder.info.file_format.value}, which takes TensorFlow "
-            "to read; choose another data_dir, or delete the folder, and have it prepared as "
-            "array_record"
-        ) from error
-    except Exception as error:  # there is no end to what damage can raise
-        files = ", ".join(path.name for path in builder.info.splits[split].filepaths)
-        raise UserError(
-            f"{folder}: damaged or incomplete, image {len(images):,} of {files} cannot be read: "
-            f"{error}; delete the folder and prepare it again"
-        ) from error
-
-
-def _cache_dir() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / (
-        "disguide_jax"
-    )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _fingerprint(folder: pathlib.Path) -> str:
-    """Changes with every file of every prepared version: added, removed or written."""
-    paths = sorted(folder.glob("[0-9]*/*"))
-    stats = [(str(path), path.stat()) for path in paths]
-    return _digest(repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]))
-
-
-def _read_cache(
-    entry: pathlib.Path, fingerprint: str, check: Callable[[Arrays, str], Split]
-) -> Split | None:
-    if not os.path.exists(entry):
-        return None
-    try:
-        arrays = _read_npz(entry, "fingerprint", "images", "labels")  # a zip: it has checksums
-        if arrays["fingerprint"] == fingerprint:
-            return check((arrays["images"], arrays["labels"]), str(entry))
-    except (UserError, KeyError) as error:
-        logger.warning("%s: unusable, so the images are decoded again: %s", entry, error)
-    return None
-
-
-def _write_cache(entry: pathlib.Path, fingerprint: str, arrays: Split) -> None:
-    """Leaves a file that is whole, whoever else writes it; does without where it cannot."""
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(entry, shared=True) as file:
-            np.savez(file, fingerprint=fingerprint, **arrays._asdict())
-    except OSError as error:
-        logger.warning("%s: not written, so images are decoded every time: %s", entry, error)

@@ -81,11 +81,17 @@ class GeneratorConfig:
 
 @dataclasses.dataclass
 class DisguideConfig:
-    """Counts of Algorithm 1 that the paper leaves at 1, beside `replay.batches`."""
+    """Counts of Algorithm 1 that the paper leaves at 1, beside `replay.batches`, and one more."""
 
     generator_steps: int = setting(1, "g-iter, generator updates in a round", least=1)
     fresh_batches: int = setting(
         1, "d-iter, batches that are sent, stored and learnt from in a round", least=1
+    )
+    candidates: int = setting(
+        1,
+        "of so many times a batch the images are sent on which the clones disagree most, even "
+        "over the classes that they name",
+        least=1,
     )
 
 

@@ -45,6 +45,7 @@ DEFAULTS = {  # METHODS: what the authors' code does
     "victim.input_space": "pre-transform",
     "disguide.generator_steps": 1,
     "disguide.fresh_batches": 1,
+    "disguide.candidates": 1,
     "zeroth_order.epsilon": 1e-3,
 }
 

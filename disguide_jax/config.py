@@ -133,6 +133,11 @@ class ReplayConfig:
     )
     crop_padding: int = setting(0, "replayed images are shifted by up to so many pixels", least=0)
     flip: bool = setting(False, "mirror every second replayed image")
+    candidates: int = setting(
+        1,
+        "of so many uniform batches one is drawn in proportion to the clones' loss on each image",
+        least=1,
+    )
 
 
 @dataclasses.dataclass

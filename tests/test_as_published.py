@@ -39,6 +39,7 @@ DEFAULTS = {  # METHODS: what the authors' code does
     "replay.batches": 3,
     "replay.crop_padding": 0,
     "replay.flip": False,
+    "replay.candidates": 1,
     "schedule.shape": "steps",
     "schedule.fractions": (0.4, 0.8),
     "schedule.factor": 0.3,

@@ -1,5 +1,7 @@
 """Which few of many are chosen, against plain Python."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,3 +71,28 @@ def test_no_class_gets_more_than_its_share_as_long_as_others_can_fill_theirs():
 def test_shapes_that_do_not_fit_are_refused(scores, classes, num):
     with pytest.raises(AssertionError):
         choose.evenly(jnp.zeros(scores), jnp.zeros(classes, jnp.int32), num)
+
+
+def test_draws_are_in_proportion_to_the_weights_that_are_left():
+    """All ordered pairs of 4, of which one weighs nothing, against their probabilities."""
+    weights = jnp.array([1.0, 2.0, 0.0, 5.0])
+    keys = jax.random.split(jax.random.key(5), 8000)
+    pairs = jax.vmap(lambda key: choose.in_proportion(key, weights, 2))(keys).tolist()
+    for first, second in itertools.permutations(range(4), 2):
+        w = weights.tolist()
+        expected = w[first] / 8 * w[second] / (8 - w[first])
+        found = pairs.count([first, second]) / len(pairs)
+        assert abs(found - expected) <= 4 * (expected / len(pairs)) ** 0.5, (first, second)
+
+
+def test_what_weighs_nothing_is_drawn_when_nothing_else_is_left():
+    weights = jnp.array([0.0, 1.0, 0.0, 1e-30])
+    drawn = choose.in_proportion(jax.random.key(0), weights, 3).tolist()
+    assert set(drawn[:2]) == {1, 3}
+    assert sorted(choose.in_proportion(jax.random.key(0), weights, 4).tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("shape", "num"), [((4,), 5), ((2, 2), 1)])
+def test_weights_that_do_not_fit_are_refused(shape, num):
+    with pytest.raises(AssertionError):
+        choose.in_proportion(jax.random.key(0), jnp.ones(shape), num)

@@ -3,17 +3,25 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 from test_choose import plain
 
-from disguide_jax.config import DisguideConfig
-from disguide_jax.core import images, streams
+from disguide_jax.config import ClonesConfig, DisguideConfig, ReplayConfig
+from disguide_jax.core import images, learn, replay, streams
 from disguide_jax.methods import disguide
 
 
-def play(config, answer=tiny.brightness):
-    """The kit, the states before and after a round, and what the victim was sent."""
+def play(config, answer=tiny.brightness, *, replayed=0):
+    """The kit, the states before and after a round, and what the victim was sent.
+
+    So many random images are in the replay beforehand.
+    """
     kit, state = tiny.build(config)
+    if replayed:
+        noise = jax.random.uniform(jax.random.key(1), (replayed, 32, 32, 3), minval=-1)
+        noise = jnp.tanh(noise + jnp.linspace(-2, 2, replayed)[:, None, None, None])
+        state = state.replace(replay=replay.insert(state.replay, noise, answer(noise)))
     sent = []
 
     def victim(x):
@@ -41,3 +49,34 @@ def test_of_all_candidates_those_are_sent_that_the_clones_disagree_on_most_even_
     np.testing.assert_allclose(sent[0], made[jnp.array(chosen)], atol=1e-5)
     assert [len(batch) for batch in sent] == [6, 6], "what is not sent costs nothing"
     assert int(after.queries) == int(after.replay.size) == int(after.answered.sum()) == 12
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_replayed_images_come_in_proportion_to_the_loss_of_the_clones_that_will_learn_them(labels):
+    """Each batch by the clones after the one before, in eval mode, and learnt in train mode."""
+    answer = tiny.soft_brightness if labels == "soft" else tiny.brightness
+    config = tiny.config(
+        labels=labels,
+        replay=ReplayConfig(size=16, batches=2, candidates=3),
+        clones=ClonesConfig(learning_rate=0.1),
+    )
+    kit, state, after, (sent,) = play(config, answer, replayed=10)
+    net, loss_fn, answers = kit.networks.clones, kit.answers.loss, answer(sent)
+    ring = replay.insert(state.replay, sent, answers)
+    clones, _ = learn.teach(state.clones, net, kit.tx.clones, loss_fn, sent, answers)
+    for key in jax.random.split(streams.of_round(state, disguide.REPLAY), 2):
+        logits, _ = net.apply(clones.variables, ring.images, train=False)
+        weights = loss_fn(logits, ring.answers).mean(axis=0)
+
+        def weigh(images, _, weights=weights):
+            same = (images[:, None] == ring.images[None]).all(axis=(2, 3, 4))
+            return (same * weights[None]).sum(axis=1)
+
+        batch = replay.sample_by(ring, key, 6, 3, weigh)
+        clones, _ = learn.teach(clones, net, kit.tx.clones, loss_fn, *batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        after.clones.variables,
+        clones.variables,
+    )
+    assert int(after.queries) == 6

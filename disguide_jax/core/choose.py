@@ -1,4 +1,4 @@
-"""Which few of many: the best of every class in turn."""
+"""Which few of many: the best of every class in turn, or each as often as it weighs."""
 
 import chex
 import jax
@@ -33,3 +33,25 @@ def evenly(scores: Array, classes: Array, num: int) -> Array:
     turns = jnp.arange(len(scores)) - jnp.searchsorted(grouped, grouped)  # 0 for each one's best
     turns = jnp.zeros_like(turns).at[by_class].set(turns, unique_indices=True)
     return jnp.lexsort((-scores, turns))[:num]
+
+
+def in_proportion(key: Array, weights: Array, num: int) -> Array:
+    """`num` draws without replacement, each in proportion to the weights that are left.
+
+    By Gumbel's trick (Kool et al., ICML 2019): the largest of log w_i - log(-log u_i).
+
+    Args:
+      key: consumed.
+      weights: [M], >= 0; of weight 0 is drawn only when nothing else is left.
+      num: from 0 to M.
+
+    Returns:
+      Distinct indices [num], in the order of the draws.
+
+    Raises:
+      AssertionError: of other shapes, or of fewer weights than `num`.
+    """
+    chex.assert_rank([key, weights], [0, 1])
+    chex.assert_axis_dimension_gteq(weights, 0, num)
+    noise = jax.random.gumbel(key, weights.shape, weights.dtype)
+    return jax.lax.top_k(jnp.log(weights) + noise, num)[1]

@@ -97,7 +97,7 @@ def make_round(kit: Kit, stage: Stage) -> Round:
         learner, metrics = state.clones, {}
         keys = jax.random.split(streams.of_round(state, REPLAY), config.replay.batches)
         for key in keys:
-            images, answers = replay.sample(state.replay, key, config.batch_size)
+            images, answers = draw_replayed(kit, state.replay, learner.variables, key)
             images = core_images.augment(
                 jax.random.fold_in(key, AUGMENT),
                 images,
@@ -147,6 +147,25 @@ def most_disputed(kit: Kit, clones: Variables, images: Array) -> Array:
     logits, _ = kit.networks.clones.apply(clones, images, train=False)
     scores = losses.disagreement(jax.nn.softmax(logits))
     return images[choose.evenly(scores, soft_vote(logits), kit.config.batch_size)]
+
+
+def draw_replayed(
+    kit: Kit, ring: replay.Replay, clones: Variables, key: Key
+) -> tuple[Array, Array]:
+    """A replayed batch of images [N, ...] and answers, for clones that are about to learn it.
+
+    It is uniform, or in proportion to how far the clones still are from the answers (CaBaGE,
+    2024).
+    """
+    config = kit.config
+
+    def distance(images: Array, answers: Array) -> Array:
+        logits, _ = kit.networks.clones.apply(clones, images, train=False)
+        return kit.answers.loss(logits, answers).mean(axis=0)
+
+    if config.replay.candidates == 1:
+        return replay.sample(ring, key, config.batch_size)
+    return replay.sample_by(ring, key, config.batch_size, config.replay.candidates, distance)
 
 
 METHOD = Method(

@@ -69,6 +69,9 @@ class GeneratorConfig:
     )
     width: int = setting(64, "feature maps of the last layer but one", least=1)
     latent_dim: int = setting(256, "numbers that an image is made from", least=1)
+    count: int = setting(
+        1, "independent networks, of which each makes its part of a batch", least=1
+    )
     optimizer: str = setting("adam", "what makes the updates", one_of=("adam", "sgd"))
     learning_rate: float = setting(1e-4, "at the start, see schedule", above=0)
     momentum: float = setting(0.9, "of sgd", least=0, below=1)
@@ -340,6 +343,13 @@ def validate(config: Config | VictimTrainingConfig) -> None:
             "victim.model",
             config.victim.model != "" or config.victim.weights != RANDOM_WEIGHTS,
             "a model when the weights are random",
+        )
+        check(
+            "generator.count",
+            config.batch_size % config.generator.count == 0
+            and config.batch_size >= 2 * config.generator.count,
+            "such that each makes as many images of a batch, 2 or more (config.batch_size is "
+            f"{config.batch_size})",
         )
         check(
             "replay.size",

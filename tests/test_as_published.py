@@ -24,6 +24,7 @@ DEFAULTS = {  # METHODS: what the authors' code does
     "generator.model": "dfme",
     "generator.width": 64,
     "generator.latent_dim": 256,
+    "generator.count": 1,
     "generator.optimizer": "adam",
     "generator.learning_rate": 1e-4,
     "generator.weight_decay": 0.0,

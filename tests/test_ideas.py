@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from conftest import ROOT, load_script
 from test_choose import plain
 
-from disguide_jax.config import ClonesConfig, DisguideConfig, ReplayConfig
+from disguide_jax import models
+from disguide_jax.config import ClonesConfig, DisguideConfig, GeneratorConfig, ReplayConfig
 from disguide_jax.core import images, learn, replay, streams
+from disguide_jax.files import weights
 from disguide_jax.methods import disguide
+from disguide_jax.run import extraction
 
 
 def play(config, answer=tiny.brightness, *, replayed=0):
@@ -80,3 +84,53 @@ def test_replayed_images_come_in_proportion_to_the_loss_of_the_clones_that_will_
         clones.variables,
     )
     assert int(after.queries) == 6
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_each_of_several_generators_makes_its_own_part_of_a_batch(train):
+    """By itself: with its own weights, and in train mode with statistics of its part alone."""
+    one = models.make_generator(width=2, latent_dim=4, channels=1)
+    net = models.share(one, 3)
+    stacked = net.init(jax.random.key(0))
+    z = jax.random.normal(jax.random.key(1), (12, 4))
+    found, stats = net.apply(stacked, z, train=train)
+    for i in range(3):
+        single = jax.tree.map(lambda x, i=i: x[i], stacked)
+        expected, its_stats = one.apply(single, z[4 * i : 4 * i + 4], train=train)
+        np.testing.assert_allclose(found[4 * i : 4 * i + 4], expected, rtol=1e-4, atol=1e-4)
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5),
+            stats,
+            its_stats,
+        )
+    first, second, _ = np.split(np.asarray(found), 3)
+    assert np.abs(first - second).max() > 0.1
+    shorter, _ = net.apply(stacked, z[:10], train=False)
+    whole, _ = net.apply(stacked, z, train=False)
+    assert shorter.shape == (10, 32, 32, 1)
+    np.testing.assert_allclose(shorter[:8], whole[:8], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shorter[8:], whole[8:10], rtol=1e-4, atol=1e-5)
+    assert models.share(one, 1) is one
+
+
+def test_several_generators_learn_from_one_loss_and_pay_for_one_batch():
+    config = tiny.config(generator=GeneratorConfig(width=2, latent_dim=4, count=2))
+    _, state, after, sent = play(config)
+    assert [len(batch) for batch in sent] == [6]
+    assert int(after.queries) == 6
+    before, now = (s.generator.params["l1"]["kernel"] for s in (state, after))
+    assert before.shape[0] == 2
+    assert (before[0] != before[1]).any()
+    assert (jnp.abs(now - before).max(axis=(1, 2)) > 0).all(), "both have learnt"
+
+
+@pytest.mark.slow
+def test_a_run_with_several_generators_leaves_each_of_them(tmp_path):
+    config = load_script(ROOT / "configs/digits_hard.py").get_config("smoke")
+    config.generator.count = 2
+    extraction.train_and_evaluate(config, tmp_path)
+    names = sorted(path.name for path in tmp_path.glob("generator*"))
+    assert names == ["generator_0.safetensors", "generator_1.safetensors"]
+    first, second = (weights.load_state_dict(tmp_path / name) for name in names)
+    assert first["l1.0.weight"].shape == (2 * 4 * 64, 16)
+    assert (first["l1.0.weight"] != second["l1.0.weight"]).any()

@@ -210,7 +210,7 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
 
 
 def make_networks(config: Config, task: Task) -> Networks:
-    """The generator and the stacked clones, computing in the configured precision."""
+    """The generators and the stacked clones, computing in the configured precision."""
     dtype = compute_dtype(config.precision)
 
     def make_clones(dtype: jnp.dtype | None) -> Net:
@@ -235,7 +235,8 @@ def make_networks(config: Config, task: Task) -> Networks:
         discriminator = models.make_discriminator(
             width=config.generator.width, channels=task.channels, dtype=dtype
         )
-    return Networks(generator, make_clones(dtype), make_clones(None), discriminator)
+    generators = models.share(generator, config.generator.count)
+    return Networks(generators, make_clones(dtype), make_clones(None), discriminator)
 
 
 def make_answers(config: Config) -> answers.Answers:

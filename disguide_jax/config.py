@@ -115,6 +115,9 @@ class ClonesConfig:
     prob_floor: float = setting(
         1e-30, "raise it for a victim that rounds its probabilities", above=0, below=0.1
     )
+    label_smoothing: float = setting(
+        0.0, "of hard labels: the share that is spread evenly over classes", least=0, below=1
+    )
     learning_rate: float = setting(0.03, "of SGD at the start, see schedule", above=0)
     momentum: float = setting(0.9, "of SGD", least=0, below=1)
     weight_decay: float = setting(5e-4, "of SGD", least=0)

@@ -10,10 +10,14 @@ from test_choose import plain
 
 from disguide_jax import models
 from disguide_jax.config import ClonesConfig, DisguideConfig, GeneratorConfig, ReplayConfig
-from disguide_jax.core import images, learn, replay, streams
+from disguide_jax.core import images, learn, losses, replay, streams
+from disguide_jax.errors import UserError
 from disguide_jax.files import weights
 from disguide_jax.methods import disguide
 from disguide_jax.run import extraction
+from disguide_jax.run import program as parts
+from disguide_jax.settings import set_value
+from disguide_jax.study import results
 
 
 def play(config, answer=tiny.brightness, *, replayed=0):
@@ -134,3 +138,47 @@ def test_a_run_with_several_generators_leaves_each_of_them(tmp_path):
     first, second = (weights.load_state_dict(tmp_path / name) for name in names)
     assert first["l1.0.weight"].shape == (2 * 4 * 64, 16)
     assert (first["l1.0.weight"] != second["l1.0.weight"]).any()
+
+
+LOGITS = jax.random.normal(jax.random.key(2), (2, 6, tiny.NUM_CLASSES))
+LABELS = jnp.array([0, 1, 2, 3, 4, 0])
+
+
+def configured_loss(labels, **changes):
+    """The clones' loss as a run has it, and nothing else of the run."""
+    config = tiny.config(labels=labels, clones=ClonesConfig(**changes))
+    return tiny.build(config)[0].answers.loss
+
+
+def test_clones_learn_labels_as_smooth_as_configured():
+    found = configured_loss("hard", label_smoothing=0.3)(LOGITS, LABELS)
+    expected = losses.hard_cross_entropy(LOGITS, labels=LABELS, smoothing=0.3)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"labels": "soft", "clones.label_smoothing": 0.1},
+            "config.clones.label_smoothing is 0.1; learning from soft labels makes no use of it: "
+            "leave it at its default, 0.0",
+        ),
+        (
+            {"method": "maze", "labels": "soft", "replay.candidates": 2},
+            "config.replay.candidates is 2; maze makes no use of it: leave it at its default, 1",
+        ),
+        (
+            {"method": "dual_students", "replay.size": 1_000_000, "disguide.candidates": 2},
+            "config.disguide.candidates is 2; dual_students makes no use of it: leave it at its "
+            "default, 1",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(changes, message):
+    config = results.load_config("digits_hard")
+    for key, value in changes.items():
+        set_value(config, key, value)
+    with pytest.raises(UserError) as error:
+        parts.resolve(config)
+    assert str(error.value) == message

@@ -103,6 +103,17 @@ def test_hard_cross_entropy_gives_all_clones_the_same_labels():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_smoothed_labels_give_their_share_to_all_classes_alike(smoothing):
+    logits, labels = rng.normal(size=(2, 5, 4)), np.array([0, 1, 2, 3, 1])
+    targets = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
+    log_q = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = losses.hard_cross_entropy(
+        jnp.asarray(logits), labels=jnp.asarray(labels), smoothing=smoothing
+    )
+    np.testing.assert_allclose(found, -(targets * log_q).sum(-1), rtol=1e-5)
+
+
 LOGITS, LABELS = jnp.zeros((2, 5, 4)), jnp.zeros(5, jnp.int32)
 
 

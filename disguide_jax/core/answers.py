@@ -21,13 +21,13 @@ class Answers(NamedTuple):
     loss: CloneLoss
 
 
-def hard() -> Answers:
-    """Labels [N], which clones learn by cross-entropy (Section 3.2)."""
-    return Answers(
-        lambda num_classes: (),
-        jnp.dtype(jnp.int32),
-        lambda logits, answers: losses.hard_cross_entropy(logits, labels=answers),
-    )
+def hard(*, smoothing: float = 0.0) -> Answers:
+    """Labels [N], which clones learn by cross-entropy (Section 3.2), perhaps smoothed."""
+
+    def loss(logits: Array, answers: Array) -> Array:
+        return losses.hard_cross_entropy(logits, labels=answers, smoothing=smoothing)
+
+    return Answers(lambda num_classes: (), jnp.dtype(jnp.int32), loss)
 
 
 def soft(loss: CloneLoss) -> Answers:

@@ -167,12 +167,21 @@ def kl_divergence(logits: Array, *, probs: Array) -> Array:
     )
 
 
-def hard_cross_entropy(logits: Array, *, labels: Array) -> Array:
+def hard_cross_entropy(logits: Array, *, labels: Array, smoothing: float = 0.0) -> Array:
     """Cross-entropy with the victim's labels [..., N], [..., N, K] -> [..., N] (Section 3.2).
+
+    Args:
+      logits: [..., N, K].
+      labels: [..., N].
+      smoothing: the share of each label, from 0 to 1, that is spread evenly over all classes
+        (Szegedy et al., CVPR 2016).
 
     Raises:
       AssertionError: N differs.
     """
     chex.assert_axis_dimension(labels, -1, logits.shape[-2])
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if smoothing == 0:
+        return loss
+    return (1 - smoothing) * loss - smoothing * jax.nn.log_softmax(logits).mean(axis=-1)

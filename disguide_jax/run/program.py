@@ -75,12 +75,13 @@ def resolve(config: Config) -> Config:
     """The configuration with nothing left to choose but what the victim's file decides.
 
     Raises:
-      UserError: a value is wrong, or the method makes no use of one that is set.
+      UserError: a value is wrong, or one that is set is of no use to the method or the labels.
     """
     validate(config)
     method = method_of(config)
-    refuse_ignored(config, method.ignores)
+    refuse_ignored(config, method.ignores, method.name)
     config = spelled_out(config)
+    refuse_ignored(config, *ignored_by_answers(config))
     if config.precision == "auto":
         config.precision = backend.usual_dtype().name
     config.clones.width = config.clones.width or models.usual_width(config.clones.model)
@@ -239,10 +240,17 @@ def make_networks(config: Config, task: Task) -> Networks:
     return Networks(generators, make_clones(dtype), make_clones(None), discriminator)
 
 
+def ignored_by_answers(config: Config) -> tuple[tuple[str, ...], str]:
+    """The keys of learning from answers that this kind makes no use of, and the kind in words."""
+    if config.labels == "hard":
+        return (), "learning from hard labels"
+    return ("clones.label_smoothing",), "learning from soft labels"
+
+
 def make_answers(config: Config) -> answers.Answers:
     """The kind of answers that the victim is asked for."""
     if config.labels == "hard":
-        return answers.hard()
+        return answers.hard(smoothing=config.clones.label_smoothing)
     return answers.soft(answers.SOFT_LOSSES[config.clones.soft_loss](config.clones.prob_floor))
 
 

@@ -112,6 +112,16 @@ class ClonesConfig:
         "for soft labels; the paper says cross_entropy",
         one_of=("l1", "cross_entropy", "kl"),
     )
+    temperature: float = setting(
+        1.0, "of cross_entropy and kl: above 1 the victim's less likely classes count more", above=0
+    )
+    top_classes: int = setting(
+        0,
+        "of l1: the victim's likeliest classes, which alone are learnt exactly; 0 takes all",
+        least=0,
+        fits=lambda num: num != 1,
+        must_be="0, for all classes, or at least 2",
+    )
     prob_floor: float = setting(
         1e-30, "raise it for a victim that rounds its probabilities", above=0, below=0.1
     )

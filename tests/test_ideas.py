@@ -156,13 +156,58 @@ def test_clones_learn_labels_as_smooth_as_configured():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+PROBS = jax.nn.softmax(jax.random.normal(jax.random.key(3), (6, tiny.NUM_CLASSES)))
+
+
+@pytest.mark.parametrize(
+    ("soft_loss", "loss"),
+    [("cross_entropy", losses.soft_cross_entropy), ("kl", losses.kl_divergence)],
+)
+def test_at_a_temperature_both_logits_are_divided_and_the_loss_is_t_squared_as_large(
+    soft_loss, loss
+):
+    found = configured_loss("soft", soft_loss=soft_loss, temperature=3.0)(LOGITS, PROBS)
+    warm = jax.nn.softmax(jnp.log(PROBS) / 3)
+    expected = 9 * loss(LOGITS / 3, probs=warm[None])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_clones_learn_as_many_top_classes_as_configured():
+    found = configured_loss("soft", top_classes=2)(LOGITS, PROBS)
+    expected = losses.top_l1(LOGITS, targets=jnp.log(PROBS)[None], num=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    floored = configured_loss("soft", top_classes=4, prob_floor=0.09)(LOGITS, PROBS)
+    expected = losses.top_l1(LOGITS, targets=jnp.log(jnp.maximum(PROBS, 0.09))[None], num=4)
+    np.testing.assert_allclose(floored, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_more_top_classes_than_there_are_are_refused():
+    with pytest.raises(UserError, match="top_classes is 6; digits has 5 classes"):
+        configured_loss("soft", top_classes=6)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
+            {"labels": "soft", "clones.temperature": 2.0},
+            "config.clones.temperature is 2.0; learning from soft labels by l1 makes no use of "
+            "it: leave it at its default, 1.0",
+        ),
+        (
+            {"labels": "soft", "as_in_text": True, "clones.top_classes": 2},
+            "config.clones.top_classes is 2; learning from soft labels by cross_entropy makes no "
+            "use of it: leave it at its default, 0",
+        ),
+        (
+            {"clones.temperature": 2.0},
+            "config.clones.temperature is 2.0; learning from hard labels makes no use of it: "
+            "leave it at its default, 1.0",
+        ),
+        (
             {"labels": "soft", "clones.label_smoothing": 0.1},
-            "config.clones.label_smoothing is 0.1; learning from soft labels makes no use of it: "
-            "leave it at its default, 0.0",
+            "config.clones.label_smoothing is 0.1; learning from soft labels by l1 makes no use "
+            "of it: leave it at its default, 0.0",
         ),
         (
             {"method": "maze", "labels": "soft", "replay.candidates": 2},

@@ -42,6 +42,13 @@ def l1(floor: float) -> CloneLoss:
     )
 
 
+def top_l1(floor: float, num: int) -> CloneLoss:
+    """The absolute error on the victim's `num` top classes, see `losses.top_l1`."""
+    return lambda logits, answers: losses.top_l1(
+        logits, targets=losses.centred_log_probs(answers, floor=floor)[None], num=num
+    )
+
+
 def cross_entropy(floor: float) -> CloneLoss:
     """The cross-entropy of the paper's text (Section 3.2), which needs no floor."""
     del floor
@@ -59,6 +66,18 @@ SOFT_LOSSES: dict[str, Callable[[float], CloneLoss]] = {
     "cross_entropy": cross_entropy,
     "kl": kl,
 }
+
+
+def at_temperature(loss: CloneLoss, temperature: float) -> CloneLoss:
+    """A loss on softmaxes of logits / T, the victim's and the clones', times T^2.
+
+    The factor keeps the gradient's size (Hinton et al., 2015).
+    """
+    if temperature == 1:
+        return loss
+    return lambda logits, answers: (
+        temperature**2 * loss(logits / temperature, losses.at_temperature(answers, temperature))
+    )
 
 
 def to_labels(answers: Array) -> Array:

@@ -134,6 +134,22 @@ def centred_log_probs(probs: Array, *, floor: float = 1e-30) -> Array:
     return log_probs - log_probs.mean(axis=-1, keepdims=True)
 
 
+def at_temperature(probs: Array, temperature: float) -> Array:
+    """`softmax(logits / T)` of the logits behind probabilities [..., K]: p^(1/T), renormalised.
+
+    Args:
+      probs: [..., K], each above 0 somewhere.
+      temperature: T > 0; above 1 it evens them out.
+
+    Raises:
+      AssertionError: there is no axis of classes.
+    """
+    chex.assert_axis_dimension_gt(probs, -1, 0)
+    # Of the largest, so that no T makes all of them 0.
+    powers = (probs / probs.max(axis=-1, keepdims=True)) ** (1 / temperature)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
 def l1(logits: Array, *, targets: Array) -> Array:
     """Mean absolute error to the victim's centred log-probabilities, [..., N, K] -> [..., N].
 
@@ -144,6 +160,34 @@ def l1(logits: Array, *, targets: Array) -> Array:
     """
     chex.assert_equal_shape_suffix([logits, targets], 2)
     return jnp.abs(logits - targets).mean(axis=-1)
+
+
+def top_l1(logits: Array, *, targets: Array, num: int) -> Array:
+    """`l1` on the victim's top classes; of the others only that they are no likelier.
+
+    Errors are centred over the top classes, for of these only the differences are learnt: their
+    mean changes with the classes from image to image. The others' target is that of the last
+    top class, and only what exceeds it is an error: with none at all their logits would be
+    free, and each could outvote the top classes.
+
+    Args:
+      logits: [..., N, K].
+      targets: the victim's log-probabilities but for a constant, [..., N, K].
+      num: of top classes, from 1 to K.
+
+    Returns:
+      The mean error over all classes, [..., N], >= 0.
+
+    Raises:
+      AssertionError: N or K differ, or there are fewer classes.
+    """
+    chex.assert_equal_shape_suffix([logits, targets], 2)
+    chex.assert_axis_dimension_gteq(targets, -1, num)
+    values, classes = jax.lax.top_k(targets, num)
+    is_top = jax.nn.one_hot(classes, targets.shape[-1]).sum(axis=-2) > 0
+    errors = logits - jnp.where(is_top, targets, values[..., -1:])
+    errors -= jnp.where(is_top, errors, 0).sum(axis=-1, keepdims=True) / num
+    return jnp.where(is_top, jnp.abs(errors), jax.nn.relu(errors)).mean(axis=-1)
 
 
 def soft_cross_entropy(logits: Array, *, probs: Array) -> Array:

@@ -1,7 +1,7 @@
 """A configuration turned into objects, here and once: no other module asks what its words mean.
 
 `resolve` leaves nothing to choose, and `build` makes of it a `Program`: method, stages,
-networks, optimisers, victim, test images.
+networks, optimisers, victim, test images. What is said of answers is read by `answering`.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import optax
 
 from disguide_jax import models
 from disguide_jax.config import Config, spelled_out, validate
-from disguide_jax.core import answers, backend, images, learn, replay, stages, streams
+from disguide_jax.core import backend, images, learn, replay, stages, streams
 from disguide_jax.core.exchange import Kit, Method, Play, fuse
 from disguide_jax.core.types import (
     Array,
@@ -29,7 +29,7 @@ from disguide_jax.core.types import (
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, weights
 from disguide_jax.methods import METHODS
-from disguide_jax.run import evaluate
+from disguide_jax.run import answering, evaluate
 from disguide_jax.settings import refuse_ignored
 from disguide_jax.victims import network
 
@@ -81,7 +81,7 @@ def resolve(config: Config) -> Config:
     method = method_of(config)
     refuse_ignored(config, method.ignores, method.name)
     config = spelled_out(config)
-    refuse_ignored(config, *ignored_by_answers(config))
+    refuse_ignored(config, *answering.ignored(config))
     if config.precision == "auto":
         config.precision = backend.usual_dtype().name
     config.clones.width = config.clones.width or models.usual_width(config.clones.model)
@@ -240,20 +240,6 @@ def make_networks(config: Config, task: Task) -> Networks:
     return Networks(generators, make_clones(dtype), make_clones(None), discriminator)
 
 
-def ignored_by_answers(config: Config) -> tuple[tuple[str, ...], str]:
-    """The keys of learning from answers that this kind makes no use of, and the kind in words."""
-    if config.labels == "hard":
-        return (), "learning from hard labels"
-    return ("clones.label_smoothing",), "learning from soft labels"
-
-
-def make_answers(config: Config) -> answers.Answers:
-    """The kind of answers that the victim is asked for."""
-    if config.labels == "hard":
-        return answers.hard(smoothing=config.clones.label_smoothing)
-    return answers.soft(answers.SOFT_LOSSES[config.clones.soft_loss](config.clones.prob_floor))
-
-
 def boundaries_of(config: Config, stage: Stage) -> dict[int, float]:
     """Rounds of a stage after which learning rates are scaled, and by how much."""
     return learn.boundaries(
@@ -306,7 +292,7 @@ def make_kit(config: Config, task: Task, networks: Networks, stage: Stage) -> Ki
         task=task,
         networks=networks,
         tx=make_optimizers(config, stage),
-        answers=make_answers(config),
+        answers=answering.make_answers(config, task.num_classes),
         query_dtype=jnp.dtype(query_dtype(config)),
     )
 

@@ -128,6 +128,9 @@ class ClonesConfig:
     label_smoothing: float = setting(
         0.0, "of hard labels: the share that is spread evenly over classes", least=0, below=1
     )
+    boundary_weight: float = setting(
+        0.0, "of hard labels: how much more those count that the clones are unsure of", least=0
+    )
     learning_rate: float = setting(0.03, "of SGD at the start, see schedule", above=0)
     momentum: float = setting(0.9, "of SGD", least=0, below=1)
     weight_decay: float = setting(5e-4, "of SGD", least=0)

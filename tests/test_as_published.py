@@ -33,6 +33,7 @@ DEFAULTS = {  # METHODS: what the authors' code does
     "clones.model": "resnet18_8x",
     "clones.soft_loss": "l1",
     "clones.label_smoothing": 0.0,
+    "clones.boundary_weight": 0.0,
     "clones.temperature": 1.0,
     "clones.top_classes": 0,
     "clones.learning_rate": 0.03,

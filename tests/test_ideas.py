@@ -140,7 +140,7 @@ def test_a_run_with_several_generators_leaves_each_of_them(tmp_path):
     assert (first["l1.0.weight"] != second["l1.0.weight"]).any()
 
 
-LOGITS = jax.random.normal(jax.random.key(2), (2, 6, tiny.NUM_CLASSES))
+LOGITS = 3 * jax.random.normal(jax.random.key(2), (2, 6, tiny.NUM_CLASSES))
 LABELS = jnp.array([0, 1, 2, 3, 4, 0])
 
 
@@ -154,6 +154,14 @@ def test_clones_learn_labels_as_smooth_as_configured():
     found = configured_loss("hard", label_smoothing=0.3)(LOGITS, LABELS)
     expected = losses.hard_cross_entropy(LOGITS, labels=LABELS, smoothing=0.3)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_labels_near_a_boundary_count_as_much_more_as_configured_for_every_clone():
+    found = configured_loss("hard", boundary_weight=2.0)(LOGITS, LABELS)
+    weights = losses.boundary_weights(LOGITS, weight=2.0)
+    expected = losses.hard_cross_entropy(LOGITS, labels=LABELS) * weights[None]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.ptp(weights) > 0.1
 
 
 PROBS = jax.nn.softmax(jax.random.normal(jax.random.key(3), (6, tiny.NUM_CLASSES)))
@@ -207,6 +215,11 @@ def test_more_top_classes_than_there_are_are_refused():
         (
             {"labels": "soft", "clones.label_smoothing": 0.1},
             "config.clones.label_smoothing is 0.1; learning from soft labels by l1 makes no use "
+            "of it: leave it at its default, 0.0",
+        ),
+        (
+            {"labels": "soft", "clones.soft_loss": "kl", "clones.boundary_weight": 1.0},
+            "config.clones.boundary_weight is 1.0; learning from soft labels by kl makes no use "
             "of it: leave it at its default, 0.0",
         ),
         (

@@ -149,6 +149,16 @@ def test_smoothed_labels_give_their_share_to_all_classes_alike(smoothing):
     np.testing.assert_allclose(found, -(targets * log_q).sum(-1), rtol=1e-5)
 
 
+def test_the_weight_at_a_boundary_is_by_the_margin_of_the_mean_vote_and_one_on_average():
+    """By hand: margins 0.5 and 0.05 of mean votes; each clone alone would be surer."""
+    probs = jnp.array([[[0.6, 0.3, 0.1], [0.7, 0.2, 0.1]], [[0.8, 0.1, 0.1], [0.1, 0.5, 0.4]]])
+    raw = np.array([1 + 4 * (1 - 0.5), 1 + 4 * (1 - 0.05)])
+    found = losses.boundary_weights(jnp.log(probs), weight=4.0)
+    np.testing.assert_allclose(found, raw / raw.mean(), rtol=1e-5)
+    grads = jax.grad(lambda x: losses.boundary_weights(x, weight=4.0)[0])(jnp.log(probs))
+    np.testing.assert_array_equal(grads, jnp.zeros_like(grads))
+
+
 LOGITS, LABELS = jnp.zeros((2, 5, 4)), jnp.zeros(5, jnp.int32)
 
 
@@ -167,6 +177,8 @@ LOGITS, LABELS = jnp.zeros((2, 5, 4)), jnp.zeros(5, jnp.int32)
         lambda: losses.kl_divergence(LOGITS, probs=LOGITS[:, 0]),
         lambda: losses.hard_cross_entropy(LOGITS, labels=LABELS[:1]),
         lambda: losses.hard_cross_entropy(LOGITS, labels=LABELS[0]),
+        lambda: losses.boundary_weights(LOGITS[0], weight=1.0),
+        lambda: losses.boundary_weights(LOGITS[..., :1], weight=1.0),
     ],
 )
 def test_shapes_that_would_be_broadcast_are_refused(loss):

@@ -21,11 +21,19 @@ class Answers(NamedTuple):
     loss: CloneLoss
 
 
-def hard(*, smoothing: float = 0.0) -> Answers:
-    """Labels [N], which clones learn by cross-entropy (Section 3.2), perhaps smoothed."""
+def hard(*, smoothing: float = 0.0, boundary_weight: float = 0.0) -> Answers:
+    """Labels [N], which clones learn by cross-entropy (Section 3.2).
+
+    Args:
+      smoothing: of the labels, see `losses.hard_cross_entropy`.
+      boundary_weight: of what the clones are unsure of, see `losses.boundary_weights`.
+    """
 
     def loss(logits: Array, answers: Array) -> Array:
-        return losses.hard_cross_entropy(logits, labels=answers, smoothing=smoothing)
+        found = losses.hard_cross_entropy(logits, labels=answers, smoothing=smoothing)
+        if boundary_weight == 0:
+            return found
+        return found * losses.boundary_weights(logits, weight=boundary_weight)[None]
 
     return Answers(lambda num_classes: (), jnp.dtype(jnp.int32), loss)
 

@@ -229,3 +229,21 @@ def hard_cross_entropy(logits: Array, *, labels: Array, smoothing: float = 0.0) 
     if smoothing == 0:
         return loss
     return (1 - smoothing) * loss - smoothing * jax.nn.log_softmax(logits).mean(axis=-1)
+
+
+def boundary_weights(logits: Array, *, weight: float) -> Array:
+    """How much each image counts that lies near the clones' decision boundary, [C, N, K] -> [N].
+
+    The weight is `1 + weight * (1 - (p1 - p2))`, p1 and p2 the two highest of the clones' mean
+    softmax, divided by its mean over the batch, so that learning rates mean what they did. No
+    gradient flows through it.
+
+    Raises:
+      AssertionError: of other shapes, or of a single class.
+    """
+    chex.assert_rank(logits, 3)
+    chex.assert_axis_dimension_gt(logits, -1, 1)
+    probs = jax.nn.softmax(jax.lax.stop_gradient(logits)).mean(axis=0)
+    top, _ = jax.lax.top_k(probs, 2)
+    weights = 1 + weight * (1 - (top[:, 0] - top[:, 1]))
+    return weights / weights.mean()

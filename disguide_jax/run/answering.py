@@ -9,11 +9,10 @@ def ignored(config: Config) -> tuple[tuple[str, ...], str]:
     """The keys of learning from answers that this kind makes no use of, and the kind in words."""
     if config.labels == "hard":
         return ("clones.temperature", "clones.top_classes"), "learning from hard labels"
-    other = "clones.temperature" if config.clones.soft_loss == "l1" else "clones.top_classes"
-    return (
-        "clones.label_smoothing",
-        other,
-    ), f"learning from soft labels by {config.clones.soft_loss}"
+    soft_loss = config.clones.soft_loss
+    other = "clones.temperature" if soft_loss == "l1" else "clones.top_classes"
+    of_labels = ("clones.label_smoothing", "clones.boundary_weight")
+    return (*of_labels, other), f"learning from soft labels by {soft_loss}"
 
 
 def make_answers(config: Config, num_classes: int) -> answers.Answers:
@@ -24,7 +23,9 @@ def make_answers(config: Config, num_classes: int) -> answers.Answers:
     """
     clones = config.clones
     if config.labels == "hard":
-        return answers.hard(smoothing=clones.label_smoothing)
+        return answers.hard(
+            smoothing=clones.label_smoothing, boundary_weight=clones.boundary_weight
+        )
     if clones.top_classes > num_classes:
         raise UserError(
             f"config.clones.top_classes is {clones.top_classes}; {config.dataset} has "

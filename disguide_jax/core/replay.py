@@ -114,7 +114,7 @@ def sample_by(
     weights = weigh(images, answers)
     chex.assert_shape(weights, (candidates * batch_size,))
     # The first batch alone has N distinct slots, so that repeats are never needed; an entry
-    # without any loss is still better than one.
+    # whose loss is 0, or rounds to below it, is still better than one.
     earlier = jnp.tri(len(slots), k=-1, dtype=bool)
     repeats = (earlier & (slots[:, None] == slots[None, :])).any(axis=1)
     weights = jnp.where(repeats, 0, jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))

@@ -69,6 +69,9 @@ class GeneratorConfig:
     )
     width: int = setting(64, "feature maps of the last layer but one", least=1)
     latent_dim: int = setting(256, "numbers that an image is made from", least=1)
+    count: int = setting(
+        1, "independent networks, of which each makes its part of a batch", least=1
+    )
     optimizer: str = setting("adam", "what makes the updates", one_of=("adam", "sgd"))
     learning_rate: float = setting(1e-4, "at the start, see schedule", above=0)
     momentum: float = setting(0.9, "of sgd", least=0, below=1)
@@ -81,11 +84,17 @@ class GeneratorConfig:
 
 @dataclasses.dataclass
 class DisguideConfig:
-    """Counts of Algorithm 1 that the paper leaves at 1, beside `replay.batches`."""
+    """Counts of Algorithm 1 that the paper leaves at 1, beside `replay.batches`, and one more."""
 
     generator_steps: int = setting(1, "g-iter, generator updates in a round", least=1)
     fresh_batches: int = setting(
         1, "d-iter, batches that are sent, stored and learnt from in a round", least=1
+    )
+    candidates: int = setting(
+        1,
+        "of so many times a batch the images are sent on which the clones disagree most, even "
+        "over the classes that they name",
+        least=1,
     )
 
 
@@ -103,8 +112,24 @@ class ClonesConfig:
         "for soft labels; the paper says cross_entropy",
         one_of=("l1", "cross_entropy", "kl"),
     )
+    temperature: float = setting(
+        1.0, "of cross_entropy and kl: above 1 the victim's less likely classes count more", above=0
+    )
+    top_classes: int = setting(
+        0,
+        "of l1: the victim's likeliest classes, which alone are learnt exactly; 0 takes all",
+        least=0,
+        fits=lambda num: num != 1,
+        must_be="0, for all classes, or at least 2",
+    )
     prob_floor: float = setting(
         1e-30, "raise it for a victim that rounds its probabilities", above=0, below=0.1
+    )
+    label_smoothing: float = setting(
+        0.0, "of hard labels: the share that is spread evenly over classes", least=0, below=1
+    )
+    boundary_weight: float = setting(
+        0.0, "of hard labels: how much more those count that the clones are unsure of", least=0
     )
     learning_rate: float = setting(0.03, "of SGD at the start, see schedule", above=0)
     momentum: float = setting(0.9, "of SGD", least=0, below=1)
@@ -127,6 +152,11 @@ class ReplayConfig:
     )
     crop_padding: int = setting(0, "replayed images are shifted by up to so many pixels", least=0)
     flip: bool = setting(False, "mirror every second replayed image")
+    candidates: int = setting(
+        1,
+        "of so many uniform batches one is drawn in proportion to the clones' loss on each image",
+        least=1,
+    )
 
 
 @dataclasses.dataclass
@@ -329,6 +359,13 @@ def validate(config: Config | VictimTrainingConfig) -> None:
             "victim.model",
             config.victim.model != "" or config.victim.weights != RANDOM_WEIGHTS,
             "a model when the weights are random",
+        )
+        check(
+            "generator.count",
+            config.batch_size % config.generator.count == 0
+            and config.batch_size >= 2 * config.generator.count,
+            "such that each makes as many images of a batch, 2 or more (config.batch_size is "
+            f"{config.batch_size})",
         )
         check(
             "replay.size",

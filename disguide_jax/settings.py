@@ -89,12 +89,13 @@ def set_value(config: object, key: str, value: Any) -> None:
     setattr(place, last, tuple(value) if isinstance(value, list) else value)
 
 
-def refuse_ignored(config: Any, ignored: tuple[str, ...]) -> None:
-    """Refuses keys that a method ignores and that are not at their defaults.
+def refuse_ignored(config: Any, ignored: tuple[str, ...], by: str) -> None:
+    """Refuses keys that something ignores and that are not at their defaults.
 
     Args:
       config: of the run.
       ignored: keys, or "GROUP." for all keys of a group.
+      by: what ignores them, such as a method, for the message.
 
     Raises:
       UserError: names the first such key.
@@ -103,6 +104,6 @@ def refuse_ignored(config: Any, ignored: tuple[str, ...]) -> None:
         value = get_value(config, key)
         if key.startswith(ignored) and value != known.default:
             raise UserError(
-                f"config.{key} is {value!r}; {config.method} makes no use of it: leave it at its "
-                f"default, {known.default!r}"
+                f"config.{key} is {value!r}; {by} makes no use of it: leave it at its default, "
+                f"{known.default!r}"
             )

@@ -58,7 +58,10 @@ WRONG += [
     (Config, "victim.std", (0.5, 0.0)),
     (Config, "schedule.fractions", (0.8, 0.4)),
     (Config, "schedule.fractions", (0.5, 1.0)),
+    (Config, "clones.top_classes", 1),  # has nothing to differ from
     (Config, "replay.size", 255),  # less than a batch
+    (Config, "generator.count", 3),  # 256 images cannot be parted so
+    (Config, "generator.count", 256),  # one image has no batch statistics
     (VictimTrainingConfig, "decay_at", (0.5, 0.5)),
     (VictimTrainingConfig, "output", "weights.pt"),
 ]

@@ -103,6 +103,62 @@ def test_hard_cross_entropy_gives_all_clones_the_same_labels():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_l1_of_the_top_classes_is_shift_free_and_only_an_upper_bound_for_the_others():
+    """By hand: top classes 0 and 2, whose errors 1 and 3 are -1 and 1 about their mean 2."""
+    targets = jnp.array([[4.0, -9.0, 1.0, 0.0]])
+    logits = jnp.array([[[5.0, 2.0, 4.0, 3.5]], [[4.0, 1.5, 1.0, -3.0]]])
+    expected = [[(1 + 0 + 1 + 0.5) / 4], [(0 + 0.5 + 0 + 0) / 4]]
+    found = losses.top_l1(logits, targets=targets[None], num=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    shifted = losses.top_l1(logits + 7, targets=targets[None] - 3, num=2)
+    np.testing.assert_allclose(shifted, expected, rtol=1e-5)
+
+
+def test_l1_of_all_classes_as_top_classes_is_l1_of_centred_logits():
+    logits, targets = rng.normal(size=(2, 5, 4)), rng.normal(size=(1, 5, 4))
+    centred = [jnp.asarray(x - x.mean(-1, keepdims=True)) for x in (logits, targets)]
+    expected = np.abs(centred[0] - centred[1]).mean(-1)
+    found = losses.top_l1(jnp.asarray(logits), targets=jnp.asarray(targets), num=4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_top_classes_are_as_many_as_asked_for_among_equal_ones_too():
+    """Of a victim that says nothing of most classes: the first two, by hand."""
+    logits = jnp.array([[[0.0, 0.0, 0.0, 8.0]]])
+    found = losses.top_l1(logits, targets=jnp.zeros((1, 1, 4)), num=2)
+    np.testing.assert_allclose(found, [[8 / 4]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 1.0, 4.0])
+def test_probabilities_at_a_temperature_are_those_of_divided_logits(temperature):
+    logits = rng.normal(size=(5, 4)).astype(np.float32)
+    found = losses.at_temperature(jax.nn.softmax(logits), temperature)
+    np.testing.assert_allclose(found, jax.nn.softmax(logits / temperature), atol=1e-5)
+    certain = losses.at_temperature(jnp.array([0.0, 1.0, 0.0]), temperature)
+    np.testing.assert_array_equal(certain, [0, 1, 0])
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_smoothed_labels_give_their_share_to_all_classes_alike(smoothing):
+    logits, labels = rng.normal(size=(2, 5, 4)), np.array([0, 1, 2, 3, 1])
+    targets = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
+    log_q = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = losses.hard_cross_entropy(
+        jnp.asarray(logits), labels=jnp.asarray(labels), smoothing=smoothing
+    )
+    np.testing.assert_allclose(found, -(targets * log_q).sum(-1), rtol=1e-5)
+
+
+def test_the_weight_at_a_boundary_is_by_the_margin_of_the_mean_vote_and_one_on_average():
+    """By hand: margins 0.5 and 0.05 of mean votes; each clone alone would be surer."""
+    probs = jnp.array([[[0.6, 0.3, 0.1], [0.7, 0.2, 0.1]], [[0.8, 0.1, 0.1], [0.1, 0.5, 0.4]]])
+    raw = np.array([1 + 4 * (1 - 0.5), 1 + 4 * (1 - 0.05)])
+    found = losses.boundary_weights(jnp.log(probs), weight=4.0)
+    np.testing.assert_allclose(found, raw / raw.mean(), rtol=1e-5)
+    grads = jax.grad(lambda x: losses.boundary_weights(x, weight=4.0)[0])(jnp.log(probs))
+    np.testing.assert_array_equal(grads, jnp.zeros_like(grads))
+
+
 LOGITS, LABELS = jnp.zeros((2, 5, 4)), jnp.zeros(5, jnp.int32)
 
 
@@ -115,10 +171,14 @@ LOGITS, LABELS = jnp.zeros((2, 5, 4)), jnp.zeros(5, jnp.int32)
         lambda: losses.class_balance(LOGITS[0]),
         lambda: losses.generator_loss(LOGITS[0], diversity_weight=0.2),
         lambda: losses.l1(LOGITS, targets=LOGITS[:, :1]),
+        lambda: losses.top_l1(LOGITS, targets=LOGITS[:, :1], num=2),
+        lambda: losses.top_l1(LOGITS, targets=LOGITS, num=5),
         lambda: losses.soft_cross_entropy(LOGITS, probs=LOGITS[..., :1]),
         lambda: losses.kl_divergence(LOGITS, probs=LOGITS[:, 0]),
         lambda: losses.hard_cross_entropy(LOGITS, labels=LABELS[:1]),
         lambda: losses.hard_cross_entropy(LOGITS, labels=LABELS[0]),
+        lambda: losses.boundary_weights(LOGITS[0], weight=1.0),
+        lambda: losses.boundary_weights(LOGITS[..., :1], weight=1.0),
     ],
 )
 def test_shapes_that_would_be_broadcast_are_refused(loss):

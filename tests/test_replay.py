@@ -150,6 +150,56 @@ def test_a_sample_keeps_images_and_answers_together(data, labels, seed):
         np.testing.assert_array_equal(answers[:, 1], -numbers)
 
 
+# In proportion to a weight
+
+
+@properties
+@given(data=st.data(), seed=st.integers(0, 2**31 - 1), heavy=st.booleans())
+def test_a_weighted_sample_is_distinct_too_however_few_there_are(data, seed, heavy):
+    num_rounds = data.draw(st.integers(1, 4), "rounds")
+    ring = make_replay(10, 4, labels=True)
+    for round_ in range(num_rounds):
+        ring = insert(ring, *make_batch(round_ * 4, 4, True))
+
+    def weigh(images, answers):
+        np.testing.assert_allclose(images[:, 0, 0, 0], answers % 256 / 127.5 - 1, atol=1e-6)
+        # A loss of nothing can round to below zero.
+        return jnp.where(answers == 0, 1e30, 0.0) if heavy else jnp.full(12, -1e-8)
+
+    images, answers = replay.sample_by(ring, jax.random.key(seed), 4, 3, weigh)
+    assert len(set(answers.tolist())) == 4
+    assert set(answers.tolist()) <= set(range(4 * num_rounds)[-10:])
+    np.testing.assert_allclose(images[:, 1, 1, 0], answers % 256 / 127.5 - 1, atol=1e-6)
+
+
+def test_a_weighted_sample_comes_in_proportion_to_the_weights_of_uniform_candidates():
+    """Two of four entries among six candidates: every subset against a plain simulation."""
+    ring, weights = make_replay(4, 4, labels=True), np.array([1.0, 2.0, 4.0, 9.0])
+    ring = insert(ring, *make_batch(0, 4, True))
+    keys = jax.random.split(jax.random.key(11), 4000)
+
+    @jax.vmap
+    def draw(key):
+        return replay.sample_by(ring, key, 2, 3, lambda _, answers: jnp.array(weights)[answers])[1]
+
+    found = [tuple(sorted(row)) for row in draw(keys).tolist()]
+    rng, expected = np.random.default_rng(0), []
+    for _ in range(20_000):
+        there = sorted({s for _ in range(3) for s in rng.choice(4, 2, replace=False).tolist()})
+        share = weights[there] / weights[there].sum()
+        expected.append(tuple(sorted(rng.choice(there, 2, replace=False, p=share).tolist())))
+    for pair in itertools.combinations(range(4), 2):
+        share = expected.count(pair) / len(expected)
+        tolerance = 4 * (share / len(found)) ** 0.5
+        assert abs(found.count(pair) / len(found) - share) < tolerance, pair
+
+
+def test_one_weight_for_each_candidate_is_needed():
+    ring = insert(make_replay(4, 4, labels=True), *make_batch(0, 4, True))
+    with pytest.raises(AssertionError):
+        replay.sample_by(ring, jax.random.key(0), 2, 3, lambda images, answers: jnp.ones(2))
+
+
 # Encoding
 
 

@@ -68,7 +68,8 @@ def make_kits(config: Config) -> dict[str, Kit]:
     clones = models.stack(classifier(), config.num_clones)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     discriminator = models.as_net(TinyDiscriminator(), image)
-    networks = Networks(models.as_net(TinyGenerator(), latent), clones, clones, discriminator)
+    generators = models.share(models.as_net(TinyGenerator(), latent), config.generator.count)
+    networks = Networks(generators, clones, clones, discriminator)
     stages = parts.stages_of(config)
     return {stage.name: parts.make_kit(config, TASK, networks, stage) for stage in stages}
 

@@ -21,13 +21,21 @@ class Answers(NamedTuple):
     loss: CloneLoss
 
 
-def hard() -> Answers:
-    """Labels [N], which clones learn by cross-entropy (Section 3.2)."""
-    return Answers(
-        lambda num_classes: (),
-        jnp.dtype(jnp.int32),
-        lambda logits, answers: losses.hard_cross_entropy(logits, labels=answers),
-    )
+def hard(*, smoothing: float = 0.0, boundary_weight: float = 0.0) -> Answers:
+    """Labels [N], which clones learn by cross-entropy (Section 3.2).
+
+    Args:
+      smoothing: of the labels, see `losses.hard_cross_entropy`.
+      boundary_weight: of what the clones are unsure of, see `losses.boundary_weights`.
+    """
+
+    def loss(logits: Array, answers: Array) -> Array:
+        found = losses.hard_cross_entropy(logits, labels=answers, smoothing=smoothing)
+        if boundary_weight == 0:
+            return found
+        return found * losses.boundary_weights(logits, weight=boundary_weight)[None]
+
+    return Answers(lambda num_classes: (), jnp.dtype(jnp.int32), loss)
 
 
 def soft(loss: CloneLoss) -> Answers:
@@ -39,6 +47,13 @@ def l1(floor: float) -> CloneLoss:
     """The absolute error to centred log-probabilities, as in the authors' code."""
     return lambda logits, answers: losses.l1(
         logits, targets=losses.centred_log_probs(answers, floor=floor)[None]
+    )
+
+
+def top_l1(floor: float, num: int) -> CloneLoss:
+    """The absolute error on the victim's `num` top classes, see `losses.top_l1`."""
+    return lambda logits, answers: losses.top_l1(
+        logits, targets=losses.centred_log_probs(answers, floor=floor)[None], num=num
     )
 
 
@@ -59,6 +74,18 @@ SOFT_LOSSES: dict[str, Callable[[float], CloneLoss]] = {
     "cross_entropy": cross_entropy,
     "kl": kl,
 }
+
+
+def at_temperature(loss: CloneLoss, temperature: float) -> CloneLoss:
+    """A loss on softmaxes of logits / T, the victim's and the clones', times T^2.
+
+    The factor keeps the gradient's size (Hinton et al., 2015).
+    """
+    if temperature == 1:
+        return loss
+    return lambda logits, answers: (
+        temperature**2 * loss(logits / temperature, losses.at_temperature(answers, temperature))
+    )
 
 
 def to_labels(answers: Array) -> Array:

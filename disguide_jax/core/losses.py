@@ -134,6 +134,22 @@ def centred_log_probs(probs: Array, *, floor: float = 1e-30) -> Array:
     return log_probs - log_probs.mean(axis=-1, keepdims=True)
 
 
+def at_temperature(probs: Array, temperature: float) -> Array:
+    """`softmax(logits / T)` of the logits behind probabilities [..., K]: p^(1/T), renormalised.
+
+    Args:
+      probs: [..., K], each above 0 somewhere.
+      temperature: T > 0; above 1 it evens them out.
+
+    Raises:
+      AssertionError: there is no axis of classes.
+    """
+    chex.assert_axis_dimension_gt(probs, -1, 0)
+    # Of the largest, so that no T makes all of them 0.
+    powers = (probs / probs.max(axis=-1, keepdims=True)) ** (1 / temperature)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
 def l1(logits: Array, *, targets: Array) -> Array:
     """Mean absolute error to the victim's centred log-probabilities, [..., N, K] -> [..., N].
 
@@ -144,6 +160,34 @@ def l1(logits: Array, *, targets: Array) -> Array:
     """
     chex.assert_equal_shape_suffix([logits, targets], 2)
     return jnp.abs(logits - targets).mean(axis=-1)
+
+
+def top_l1(logits: Array, *, targets: Array, num: int) -> Array:
+    """`l1` on the victim's top classes; of the others only that they are no likelier.
+
+    Errors are centred over the top classes, for of these only the differences are learnt: their
+    mean changes with the classes from image to image. The others' target is that of the last
+    top class, and only what exceeds it is an error: with none at all their logits would be
+    free, and each could outvote the top classes.
+
+    Args:
+      logits: [..., N, K].
+      targets: the victim's log-probabilities but for a constant, [..., N, K].
+      num: of top classes, from 1 to K.
+
+    Returns:
+      The mean error over all classes, [..., N], >= 0.
+
+    Raises:
+      AssertionError: N or K differ, or there are fewer classes.
+    """
+    chex.assert_equal_shape_suffix([logits, targets], 2)
+    chex.assert_axis_dimension_gteq(targets, -1, num)
+    values, classes = jax.lax.top_k(targets, num)
+    is_top = jax.nn.one_hot(classes, targets.shape[-1]).sum(axis=-2) > 0
+    errors = logits - jnp.where(is_top, targets, values[..., -1:])
+    errors -= jnp.where(is_top, errors, 0).sum(axis=-1, keepdims=True) / num
+    return jnp.where(is_top, jnp.abs(errors), jax.nn.relu(errors)).mean(axis=-1)
 
 
 def soft_cross_entropy(logits: Array, *, probs: Array) -> Array:
@@ -167,12 +211,39 @@ def kl_divergence(logits: Array, *, probs: Array) -> Array:
     )
 
 
-def hard_cross_entropy(logits: Array, *, labels: Array) -> Array:
+def hard_cross_entropy(logits: Array, *, labels: Array, smoothing: float = 0.0) -> Array:
     """Cross-entropy with the victim's labels [..., N], [..., N, K] -> [..., N] (Section 3.2).
+
+    Args:
+      logits: [..., N, K].
+      labels: [..., N].
+      smoothing: the share of each label, from 0 to 1, that is spread evenly over all classes
+        (Szegedy et al., CVPR 2016).
 
     Raises:
       AssertionError: N differs.
     """
     chex.assert_axis_dimension(labels, -1, logits.shape[-2])
     labels = jnp.broadcast_to(labels, logits.shape[:-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if smoothing == 0:
+        return loss
+    return (1 - smoothing) * loss - smoothing * jax.nn.log_softmax(logits).mean(axis=-1)
+
+
+def boundary_weights(logits: Array, *, weight: float) -> Array:
+    """How much each image counts that lies near the clones' decision boundary, [C, N, K] -> [N].
+
+    The weight is `1 + weight * (1 - (p1 - p2))`, p1 and p2 the two highest of the clones' mean
+    softmax, divided by its mean over the batch, so that learning rates mean what they did. No
+    gradient flows through it.
+
+    Raises:
+      AssertionError: of other shapes, or of a single class.
+    """
+    chex.assert_rank(logits, 3)
+    chex.assert_axis_dimension_gt(logits, -1, 1)
+    probs = jax.nn.softmax(jax.lax.stop_gradient(logits)).mean(axis=0)
+    top, _ = jax.lax.top_k(probs, 2)
+    weights = 1 + weight * (1 - (top[:, 0] - top[:, 1]))
+    return weights / weights.mean()

@@ -4,12 +4,14 @@ The buffer never leaves the device inside a step: callers donate it. Shapes: R c
 N batch, K classes; images are [N, H, W, channels] in [-1, 1].
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from disguide_jax.core import pixels
+from disguide_jax.core import choose, pixels
 
 Array = jax.Array
 Like = Array | jax.ShapeDtypeStruct  # of which only shape and dtype matter
@@ -75,6 +77,49 @@ def sample(replay: Replay, key: Array, batch_size: int) -> tuple[Array, Array]:
     """
     slots = sample_slots(key, replay.size, batch_size)
     return pixels.decode(replay.images[slots]), replay.answers[slots]
+
+
+def sample_by(
+    replay: Replay,
+    key: Array,
+    batch_size: int,
+    candidates: int,
+    weigh: Callable[[Array, Array], Array],
+) -> tuple[Array, Array]:
+    """A batch of distinct entries, drawn in proportion to a weight among uniform candidates.
+
+    Weights are computed anew for the few candidates. To keep one in every slot would need no
+    forward pass, but a larger state to save, and weights as old as the entry's last visit: a
+    slot of a million comes up once in a thousand rounds.
+
+    Needs `size >= batch_size`.
+
+    Args:
+      replay: that is drawn from.
+      key: consumed.
+      batch_size: N.
+      candidates: uniform batches that are drawn first; no entry comes up more often than that.
+      weigh: images [M, ...] and their answers -> weights [M], M = candidates * N.
+
+    Returns:
+      Images as float and their answers.
+
+    Raises:
+      AssertionError: it is not one key, or there is not one weight for each candidate.
+    """
+    chex.assert_rank(key, 0)
+    choose_key, *keys = jax.random.split(key, 1 + candidates)
+    slots = jnp.concatenate([sample_slots(k, replay.size, batch_size) for k in keys])
+    images, answers = pixels.decode(replay.images[slots]), replay.answers[slots]
+    weights = weigh(images, answers)
+    chex.assert_shape(weights, (candidates * batch_size,))
+    # The first batch alone has N distinct slots, so that repeats are never needed; an entry
+    # whose loss is 0, or rounds to below it, is still better than one.
+    earlier = jnp.tri(len(slots), k=-1, dtype=bool)
+    repeats = (earlier & (slots[:, None] == slots[None, :])).any(axis=1)
+    weights = jnp.where(repeats, 0, jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
+    chosen = choose.in_proportion(choose_key, weights, batch_size)
+    return images[chosen], answers[chosen]
 
 
 def sample_slots(key: Array, size: Array, num: int) -> Array:

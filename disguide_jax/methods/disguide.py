@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from disguide_jax.config import Config
+from disguide_jax.core import choose, learn, losses, pixels, replay, streams
 from disguide_jax.core import images as core_images
-from disguide_jax.core import learn, losses, pixels, replay, streams
+from disguide_jax.core.answers import soft_vote
 from disguide_jax.core.exchange import Exchange, Kit, Method, Round, repeat
 from disguide_jax.core.types import Array, Key, Learner, Metrics, Stage, TrainState, Variables
 from disguide_jax.errors import UserError
@@ -53,9 +54,9 @@ def make_round(kit: Kit, stage: Stage) -> Round:
     del stage
     config, clones, tx = kit.config, kit.networks.clones, kit.tx
 
-    def draw(key: Key) -> tuple[Array, Array]:
-        latent_dim = config.generator.latent_dim
-        return core_images.draw_latent(key, config.batch_size, latent_dim, kit.task.channels)
+    def draw(key: Key, times: int = 1) -> tuple[Array, Array]:
+        num, latent_dim = times * config.batch_size, config.generator.latent_dim
+        return core_images.draw_latent(key, num, latent_dim, kit.task.channels)
 
     def update_generators(state: TrainState) -> tuple[TrainState, Metrics]:
         num = config.disguide.generator_steps
@@ -68,15 +69,17 @@ def make_round(kit: Kit, stage: Stage) -> Round:
         return state.replace(generator=generator), metrics
 
     def propose(state: TrainState, index: Array) -> tuple[Array, tuple[()]]:
-        num = config.disguide.fresh_batches
+        num, candidates = config.disguide.fresh_batches, config.disguide.candidates
         key = streams.one_of(streams.of_round(state, CLONES), num, index)
         images, _ = core_images.generate(
             kit.networks.generator,
             state.generator.variables,
-            *draw(key),
+            *draw(key, candidates),
             gray_every=config.generator.gray_every,
             train=False,
         )
+        if candidates > 1:
+            images = most_disputed(kit, state.clones.variables, images)
         return images, ()
 
     def learn_fresh(
@@ -94,7 +97,7 @@ def make_round(kit: Kit, stage: Stage) -> Round:
         learner, metrics = state.clones, {}
         keys = jax.random.split(streams.of_round(state, REPLAY), config.replay.batches)
         for key in keys:
-            images, answers = replay.sample(state.replay, key, config.batch_size)
+            images, answers = draw_replayed(kit, state.replay, learner.variables, key)
             images = core_images.augment(
                 jax.random.fold_in(key, AUGMENT),
                 images,
@@ -133,6 +136,36 @@ def update_generator(
 
     learner, loss, metrics = learn.learn(generator, kit.tx.generator, loss_fn)
     return learner, metrics | {"gen/loss": loss}
+
+
+def most_disputed(kit: Kit, clones: Variables, images: Array) -> Array:
+    """The batch [N, ...] of candidates [M, ...] that the clones disagree on most.
+
+    It is even over the classes that the clones name. To make images is free and to ask about
+    them is not (CaBaGE and DualCOS, 2024).
+    """
+    logits, _ = kit.networks.clones.apply(clones, images, train=False)
+    scores = losses.disagreement(jax.nn.softmax(logits))
+    return images[choose.evenly(scores, soft_vote(logits), kit.config.batch_size)]
+
+
+def draw_replayed(
+    kit: Kit, ring: replay.Replay, clones: Variables, key: Key
+) -> tuple[Array, Array]:
+    """A replayed batch of images [N, ...] and answers, for clones that are about to learn it.
+
+    It is uniform, or in proportion to how far the clones still are from the answers (CaBaGE,
+    2024).
+    """
+    config = kit.config
+
+    def distance(images: Array, answers: Array) -> Array:
+        logits, _ = kit.networks.clones.apply(clones, images, train=False)
+        return kit.answers.loss(logits, answers).mean(axis=0)
+
+    if config.replay.candidates == 1:
+        return replay.sample(ring, key, config.batch_size)
+    return replay.sample_by(ring, key, config.batch_size, config.replay.candidates, distance)
 
 
 METHOD = Method(

@@ -102,6 +102,12 @@ METHOD = Method(
     zeroth_order.check,
     stages,
     make_round,
-    ignores=("generator.diversity_weight", "disguide.", "dfms.", "as_in_text"),
+    ignores=(
+        "generator.diversity_weight",
+        "replay.candidates",
+        "disguide.",
+        "dfms.",
+        "as_in_text",
+    ),
     keeps_replay=True,
 )

@@ -124,3 +124,21 @@ def stack(net: Net, num: int) -> Net:
         return jax.vmap(one, in_axes=(0, None))(variables, x)
 
     return Net(init, apply)
+
+
+def share(net: Net, num: int) -> Net:
+    """`num` independent networks in place of one, each for its part of a batch, in this order.
+
+    Their variables are stacked on axis 0. A batch that cannot be parted evenly begins once
+    more at its end: in train mode that would tell in the statistics of the last network.
+    """
+    if num == 1:
+        return net
+
+    def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
+        size = -(-len(x) // num)
+        each = jnp.resize(x, (num, size, *x.shape[1:]))
+        out, batch_stats = jax.vmap(functools.partial(net.apply, train=train))(variables, each)
+        return out.reshape(num * size, *out.shape[2:])[: len(x)], batch_stats
+
+    return Net(stack(net, num).init, apply)

@@ -1,7 +1,7 @@
 """A configuration turned into objects, here and once: no other module asks what its words mean.
 
 `resolve` leaves nothing to choose, and `build` makes of it a `Program`: method, stages,
-networks, optimisers, victim, test images.
+networks, optimisers, victim, test images. What is said of answers is read by `answering`.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import optax
 
 from disguide_jax import models
 from disguide_jax.config import Config, spelled_out, validate
-from disguide_jax.core import answers, backend, images, learn, replay, stages, streams
+from disguide_jax.core import backend, images, learn, replay, stages, streams
 from disguide_jax.core.exchange import Kit, Method, Play, fuse
 from disguide_jax.core.types import (
     Array,
@@ -29,7 +29,7 @@ from disguide_jax.core.types import (
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, weights
 from disguide_jax.methods import METHODS
-from disguide_jax.run import evaluate
+from disguide_jax.run import answering, evaluate
 from disguide_jax.settings import refuse_ignored
 from disguide_jax.victims import network
 
@@ -75,12 +75,13 @@ def resolve(config: Config) -> Config:
     """The configuration with nothing left to choose but what the victim's file decides.
 
     Raises:
-      UserError: a value is wrong, or the method makes no use of one that is set.
+      UserError: a value is wrong, or one that is set is of no use to the method or the labels.
     """
     validate(config)
     method = method_of(config)
-    refuse_ignored(config, method.ignores)
+    refuse_ignored(config, method.ignores, method.name)
     config = spelled_out(config)
+    refuse_ignored(config, *answering.ignored(config))
     if config.precision == "auto":
         config.precision = backend.usual_dtype().name
     config.clones.width = config.clones.width or models.usual_width(config.clones.model)
@@ -210,7 +211,7 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
 
 
 def make_networks(config: Config, task: Task) -> Networks:
-    """The generator and the stacked clones, computing in the configured precision."""
+    """The generators and the stacked clones, computing in the configured precision."""
     dtype = compute_dtype(config.precision)
 
     def make_clones(dtype: jnp.dtype | None) -> Net:
@@ -235,14 +236,8 @@ def make_networks(config: Config, task: Task) -> Networks:
         discriminator = models.make_discriminator(
             width=config.generator.width, channels=task.channels, dtype=dtype
         )
-    return Networks(generator, make_clones(dtype), make_clones(None), discriminator)
-
-
-def make_answers(config: Config) -> answers.Answers:
-    """The kind of answers that the victim is asked for."""
-    if config.labels == "hard":
-        return answers.hard()
-    return answers.soft(answers.SOFT_LOSSES[config.clones.soft_loss](config.clones.prob_floor))
+    generators = models.share(generator, config.generator.count)
+    return Networks(generators, make_clones(dtype), make_clones(None), discriminator)
 
 
 def boundaries_of(config: Config, stage: Stage) -> dict[int, float]:
@@ -297,7 +292,7 @@ def make_kit(config: Config, task: Task, networks: Networks, stage: Stage) -> Ki
         task=task,
         networks=networks,
         tx=make_optimizers(config, stage),
-        answers=make_answers(config),
+        answers=answering.make_answers(config, task.num_classes),
         query_dtype=jnp.dtype(query_dtype(config)),
     )
 

@@ -40,7 +40,10 @@ def summarise(
 
 
 def save_networks(program: Program, state: TrainState, workdir: pathlib.Path) -> None:
-    """Writes clones/clone_0.safetensors, ... and generator.safetensors, PyTorch's names."""
+    """Writes clones/clone_0.safetensors, ... and generator.safetensors, PyTorch's names.
+
+    Several generators are generator_0.safetensors, ...
+    """
     config = program.config
     metadata = {"dataset": config.dataset, "queries": str(int(state.queries))}
     (workdir / "clones").mkdir(exist_ok=True)
@@ -50,18 +53,23 @@ def save_networks(program: Program, state: TrainState, workdir: pathlib.Path) ->
             weights.to_state_dict(clone),
             metadata | {"model": config.clones.model},
         )
-    weights.save_state_dict(
-        workdir / "generator.safetensors",
-        weights.to_state_dict(jax.device_get(state.generator.variables)),
-        metadata | {"model": "generator"},
-    )
+    generators = {"generator": jax.device_get(state.generator.variables)}
+    if config.generator.count > 1:
+        single = unstack(state.generator.variables)
+        generators = {f"generator_{i}": generator for i, generator in enumerate(single)}
+    for name, generator in generators.items():
+        weights.save_state_dict(
+            workdir / f"{name}.safetensors",
+            weights.to_state_dict(generator),
+            metadata | {"model": "generator"},
+        )
 
 
-def unstack(clones: Variables) -> list[Variables]:
-    """Stacked clones as single networks of NumPy arrays."""
-    clones = jax.device_get(clones)
-    num = len(jax.tree.leaves(clones)[0])
-    return [jax.tree.map(lambda x, i=i: x[i], clones) for i in range(num)]
+def unstack(stacked: Variables) -> list[Variables]:
+    """Stacked networks as single ones of NumPy arrays."""
+    stacked = jax.device_get(stacked)
+    num = len(jax.tree.leaves(stacked)[0])
+    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(num)]
 
 
 def clones_sha256(clones: Variables) -> str:

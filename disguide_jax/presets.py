@@ -31,21 +31,31 @@ def paper(name: str, *, recipe: str, **settings: Any) -> Config:
 def digits(name: str, *, dataset: str = "digits", **settings: Any) -> Config:
     """Copies the embedded LeNet-5 of a data set of digits, with networks for two CPU cores."""
     preset = {
-        "name": name,
-        "dataset": dataset,
         "batch_size": 16,
-        "victim": {"weights": f"embedded:{dataset}-lenet5.safetensors", "model": "lenet5"},
         "generator": {"width": 8, "latent_dim": 64},
         "clones": {"model": "lenet5_half"},
         "log_every_queries": 1_200,
         "evaluate_every_queries": 2_400,
         "checkpoint_every_queries": 8_000,
     }
-    return _combine(preset, settings)
+    return _combine(_embedded(dataset) | {"name": name} | preset, settings)
+
+
+def fashion(name: str, **settings: Any) -> Config:
+    """Copies the embedded LeNet-5 of Fashion-MNIST, with networks for two CPU cores."""
+    preset = {
+        "batch_size": 64,
+        "generator": {"width": 16, "latent_dim": 128, "gray_every": 0},
+        "clones": {"model": "lenet5"},
+        "log_every_queries": 6_400,
+        "evaluate_every_queries": 12_800,
+        "checkpoint_every_queries": 50_000,
+    }
+    return _combine(_embedded("fashion_mnist") | {"name": name} | preset, settings)
 
 
 def smoke(config: Config) -> Config:
-    """The same run in seconds: narrow networks, a random victim, noise to test on, few rounds.
+    """The same run in seconds: narrow networks, a random victim, data at hand, few rounds.
 
     Everything else - method, labels, losses, number of clones - stays as it is. What a random
     victim does to clones is no news: the guard is off.
@@ -75,8 +85,8 @@ def smoke(config: Config) -> Config:
     config.schedule.block_rounds = 1
     config.generator.width, config.generator.latent_dim = 4, 16
     config.victim.weights = RANDOM_WEIGHTS
-    if config.dataset.startswith("cifar"):  # LeNets are narrow as they are
-        config.dataset = config.dataset.replace("cifar", "noise")
+    on_cifar, config.dataset = config.dataset.startswith("cifar"), _at_hand(config.dataset)
+    if on_cifar:  # LeNets are narrow as they are
         if config.method == "disguide":
             config.victim.width = config.clones.width = 4
         else:  # some compile many kinds of rounds
@@ -85,11 +95,11 @@ def smoke(config: Config) -> Config:
 
 
 def smoke_training(config: VictimTrainingConfig) -> VictimTrainingConfig:
-    """The same training in seconds: a narrow network on few images, noise in place of CIFAR."""
+    """The same training in seconds: a narrow network on few images that are at hand."""
     config.name += "-smoke"
     config.output = f"victims/{config.name}.safetensors"
-    if config.dataset.startswith("cifar"):  # LeNets are narrow as they are
-        config.dataset = config.dataset.replace("cifar", "noise")
+    config.dataset = _at_hand(config.dataset)
+    if config.model.startswith("resnet"):  # LeNets are narrow as they are
         config.width = 4
     config.train_images, config.test_images, config.batch_size = 72, 64, 16
     config.epochs, config.evaluate_every_epochs, config.checkpoint_every_epochs = 2, 1, 1
@@ -119,6 +129,16 @@ def _victim_of(recipe: str) -> dict[str, Any]:
             "made_by": f"python scripts/train_victim.py --config configs/{recipe}.py",
         },
     }
+
+
+def _at_hand(dataset: str) -> str:
+    """What stands in for a data set that has to be fetched: noise for CIFAR, digits for clothes."""
+    return {"fashion_mnist": "digits"}.get(dataset, dataset.replace("cifar", "noise"))
+
+
+def _embedded(dataset: str) -> dict[str, Any]:
+    weights = f"embedded:{dataset}-lenet5.safetensors"
+    return {"dataset": dataset, "victim": {"weights": weights, "model": "lenet5"}}
 
 
 def _combine(preset: dict[str, Any], settings: dict[str, Any]) -> Config:

@@ -9,6 +9,7 @@ MAKERS = [
     lambda **settings: presets.cifar("a", recipe="victim_c10_r34", **GIVEN | settings),
     lambda **settings: presets.paper("a", recipe="victim_c100_r18", **GIVEN | settings),
     lambda **settings: presets.digits("a", **GIVEN | settings),
+    lambda **settings: presets.fashion("a", **GIVEN | settings),
 ]
 
 

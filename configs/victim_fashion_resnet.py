@@ -1,0 +1,28 @@
+"""A ResNet-18 of a quarter of the width for Fashion-MNIST.
+
+Yields:  victims/fashion_mnist-resnet18_8x.safetensors.
+How:     60,000 images of 28x28 pixels with a black margin of 2; shifts of up to 2 pixels and
+         mirror images.
+Cost:    half an hour on two CPU cores.
+
+python scripts/train_victim.py --config configs/victim_fashion_resnet.py
+"""
+
+from disguide_jax.config import VictimTrainingConfig
+from disguide_jax.presets import select
+
+
+def get_config(variant: str = "") -> VictimTrainingConfig:
+    """The configuration, or its variant "smoke"."""
+    config = VictimTrainingConfig(
+        name="victim_fashion_resnet",
+        dataset="fashion_mnist",
+        model="resnet18_8x",
+        width=16,
+        epochs=12,
+        batch_size=128,
+        crop_padding=2,
+        precision="float32",
+        checkpoint_every_epochs=1,
+    )
+    return select(config, variant)

@@ -14,6 +14,11 @@ def rounds_a_call() -> int:
     return 1 if loops_are_slow() else 20
 
 
+def tested_at_once() -> int:
+    """Images in one batch of an evaluation; 500 are too many for a CPU's caches."""
+    return 100 if name() == "cpu" else 500
+
+
 def usual_dtype() -> jnp.dtype:
     """What networks compute in unless they are told: bfloat16 where there are units for it."""
     return jnp.dtype("float32" if name() == "cpu" else "bfloat16")
@@ -21,6 +26,11 @@ def usual_dtype() -> jnp.dtype:
 
 def fused_transposes_are_slow() -> bool:
     """Whether XLA must be kept from fusing a kernel gradient's transposes with their operands."""
+    return name() == "cpu"
+
+
+def batch_goes_last() -> bool:
+    """Whether feature maps of few channels are [channels, H, W, N], for vectors of a CPU."""
     return name() == "cpu"
 
 

@@ -79,18 +79,18 @@ def conv_general_dilated(
     x_like = jax.ShapeDtypeStruct(lhs.shape, lhs.dtype)
     k_like = jax.ShapeDtypeStruct(rhs.shape, rhs.dtype)
 
-    @_bilinear((x_batch, y_batch), (k_out, y_out))
+    @bilinear((x_batch, y_batch), (k_out, y_out))
     def output(x: Array, k: Array) -> Array:
         return conv(x, k)
 
-    @_bilinear(None, (y_batch, x_batch))
+    @bilinear(None, (y_batch, x_batch))
     def input_grad(k: Array, y: Array) -> Array:
         shape = list(x_like.shape)
         shape[x_batch] = y.shape[y_batch]  # clones times N if they are folded into it
         x = jax.ShapeDtypeStruct(shape, x_like.dtype)
         return jax.linear_transpose(lambda x: conv(x, k), x)(y)[0]
 
-    @_bilinear(None, None)  # on a CPU, folding clones into k_out costs more than it saves
+    @bilinear(None, None)  # on a CPU, folding clones into k_out costs more than it saves
     def kernel_grad(y: Array, x: Array) -> Array:
         if backend.fused_transposes_are_slow():
             # XLA transposes both, which takes five times as long fused with what made them.
@@ -98,13 +98,13 @@ def conv_general_dilated(
         return jax.linear_transpose(lambda k: conv(x, k), k_like)(y)[0]
 
     # Each is the gradient of the next, in a circle.
-    _set_gradients(output, input_grad, kernel_grad)
-    _set_gradients(input_grad, kernel_grad, output)
-    _set_gradients(kernel_grad, output, input_grad)
+    set_gradients(output, input_grad, kernel_grad)
+    set_gradients(input_grad, kernel_grad, output)
+    set_gradients(kernel_grad, output, input_grad)
     return output(lhs, rhs)
 
 
-def _bilinear(
+def bilinear(
     a_axes: tuple[int, int] | None, b_axes: tuple[int, int] | None
 ) -> Callable[[Bilinear], Differentiable]:
     """Gives a bilinear function of arrays (a, b) its rule under `vmap`, as a decorator.
@@ -133,7 +133,7 @@ def _bilinear(
     return decorate
 
 
-def _set_gradients(function: Differentiable, a_grad: Bilinear, b_grad: Bilinear) -> None:
+def set_gradients(function: Differentiable, a_grad: Bilinear, b_grad: Bilinear) -> None:
     """Lets c = function(a, b) have the gradients a_grad(b, c) and b_grad(c, a)."""
     function.defvjp(
         lambda a, b: (function(a, b), (a, b)),

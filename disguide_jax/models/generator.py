@@ -1,11 +1,18 @@
 """The three-convolution generator of DFME, which DisGUIDE uses unchanged (Section 4)."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import BatchNorm, at_least_float32, conv, dense
+from disguide_jax.models.layers import (
+    BatchNorm,
+    at_least_float32,
+    conv_maps,
+    dense,
+    features_axis,
+    split_channels,
+    swap_maps,
+)
 
 Array = jax.Array
 
@@ -22,25 +29,19 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
-        def conv3x3(x: Array, features: int, name: str) -> Array:
-            return conv(x, features, 3, padding=1, bias=True, dtype=self.dtype, name=name)
+        def conv3x3(x: Array, features: int, name: str, doubled: bool = True) -> Array:
+            return conv_maps(
+                x, features, 3, padding=1, doubled=doubled, dtype=self.dtype, name=name
+            )
 
         def norm(x: Array, name: str, affine: bool = True) -> Array:
-            return BatchNorm(affine=affine, name=name)(x, train=train)
+            return BatchNorm(affine, features_axis(), name=name)(x, train=train)
 
         x = dense(z, 2 * self.width * 8 * 8, dtype=self.dtype, name="l1.0")
-        x = x.reshape(-1, 2 * self.width, 8, 8).transpose(0, 2, 3, 1)  # PyTorch's order
-        x = upsample(norm(x, "conv_blocks0.0"))
+        x = norm(split_channels(x, 8), "conv_blocks0.0")
         x = norm(conv3x3(x, 2 * self.width, "conv_blocks1.0"), "conv_blocks1.1")
-        x = upsample(nn.leaky_relu(x, 0.2))
+        x = nn.leaky_relu(x, 0.2)
         x = norm(conv3x3(x, self.width, "conv_blocks2.0"), "conv_blocks2.1")
-        x = conv3x3(nn.leaky_relu(x, 0.2), self.channels, "conv_blocks2.3")
-        return at_least_float32(norm(x, "conv_blocks2.4", affine=False))
-
-
-def upsample(x: Array) -> Array:
-    """Doubles height and width of [N, H, W, channels] by repeating pixels."""
-    # Not jnp.repeat: the gradient of its gather is a slow scatter.
-    n, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (n, height, 2, width, 2, channels))
-    return x.reshape(n, 2 * height, 2 * width, channels)
+        x = nn.leaky_relu(x, 0.2)
+        x = conv3x3(x, self.channels, "conv_blocks2.3", doubled=False)
+        return at_least_float32(swap_maps(norm(x, "conv_blocks2.4", affine=False)))

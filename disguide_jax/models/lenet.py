@@ -4,7 +4,13 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import at_least_float32, channels_first, conv, dense
+from disguide_jax.models.layers import (
+    at_least_float32,
+    conv_maps,
+    dense,
+    join_channels,
+    swap_maps,
+)
 
 Array = jax.Array
 
@@ -23,18 +29,18 @@ class LeNet5(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         del train  # no batch norm, no dropout
         widths = [features * self.width // 6 for features in (6, 16, 120)]
+        x = swap_maps(x)
         for i, features in enumerate(widths, start=1):
-            x = conv(x, features, 5, bias=True, dtype=self.dtype, name=f"conv{i}")
+            x = conv_maps(x, features, 5, dtype=self.dtype, name=f"conv{i}")
             x = nn.relu(x)
             if i < 3:
                 x = max_pool(x)
-        x = channels_first(x)
-        x = nn.relu(dense(x, 84 * self.width // 6, dtype=self.dtype, name="fc1"))
+        x = nn.relu(dense(join_channels(x), 84 * self.width // 6, dtype=self.dtype, name="fc1"))
         return at_least_float32(dense(x, self.num_classes, dtype=self.dtype, name="fc2"))
 
 
 def max_pool(x: Array) -> Array:
-    """The largest of every 2x2 pixels, [N, H, W, channels] -> [N, H/2, W/2, channels]."""
+    """The largest of every 2x2 pixels of feature maps."""
     # Not nn.max_pool: its gradient, select-and-scatter, is slow on CPUs.
-    n, height, width, channels = x.shape
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    first, height, width, last = x.shape
+    return x.reshape(first, height // 2, 2, width // 2, 2, last).max(axis=(2, 4))

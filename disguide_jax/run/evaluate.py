@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from disguide_jax.config import VictimConfig
-from disguide_jax.core import pixels
+from disguide_jax.core import backend, pixels
 from disguide_jax.core.answers import hard_vote, soft_vote, to_labels
 from disguide_jax.core.types import Array, Net, Variables
 from disguide_jax.errors import UserError
@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
 
 def make_test_set(
-    victim: Victim, images: np.ndarray, labels: np.ndarray, *, batch_size: int = 500
+    victim: Victim, images: np.ndarray, labels: np.ndarray, *, batch_size: int | None = None
 ) -> TestSet:
     """Asks the victim about the test images once.
 
@@ -47,9 +47,9 @@ def make_test_set(
       victim: whose labels the fidelity is measured against.
       images: [M, H, W, channels] uint8.
       labels: [M] integers.
-      batch_size: N; the last batch is padded.
+      batch_size: N, if not what suits the backend; the last batch is padded.
     """
-    batch_size = min(batch_size, len(images))
+    batch_size = min(batch_size or backend.tested_at_once(), len(images))
     padding = -len(images) % batch_size
     images = np.pad(images, [(0, padding)] + [(0, 0)] * 3)
     labels = np.pad(labels, (0, padding), constant_values=PADDING).astype(np.int32)

@@ -77,9 +77,9 @@ def make_evaluate(net: Net, info: datasets.Info) -> Callable[[Variables, Images]
     def count(victim: Victim, images: Array, labels: Array) -> Array:
         return (victim(pixels.decode(images)) == labels).sum()
 
-    def evaluate(variables: Variables, test_set: Images, batch_size: int = 500) -> float:
+    def evaluate(variables: Variables, test_set: Images) -> float:
         victim = make_victim(net, variables, mean=info.mean, std=info.std, hard_labels=True)
-        total = len(test_set.labels)
+        total, batch_size = len(test_set.labels), backend.tested_at_once()
         batches = (slice(i, i + batch_size) for i in range(0, total, batch_size))
         counts = [count(victim, test_set.images[b], test_set.labels[b]) for b in batches]
         return sum(map(int, counts)) / total

@@ -1,0 +1,102 @@
+"""Convolutions as matrix products, for networks of few channels on a CPU.
+
+Feature maps are [channels, H, W, N] here: a CPU's vectors run along the batch, and the shifted
+copies that make up the windows are copied in long rows. Letters: c in features, o out features,
+h and w of the kernel, i and j of the output, n of the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from disguide_jax.models.conv import bilinear, set_gradients
+
+Array = jax.Array
+
+# Where rows appear twice, taps of a 3x3 kernel fall together. Two neighbouring rows make two
+# outputs: the second of the upper one and the first of the lower one. [row, output, tap]
+TAPS = np.array([[[1, 1, 0], [1, 0, 0]], [[0, 0, 1], [0, 1, 1]]])
+
+
+def conv(x: Array, kernel: Array, padding: int = 0) -> Array:
+    """Convolves maps [c, H, W, N] with a kernel [size, size, c, o], at a stride of 1.
+
+    It differentiates in reverse mode only, to any order; under `jax.vmap` see `models.conv`.
+    """
+    size, _, num_in, num_out = kernel.shape
+    if num_in <= num_out:
+        return _output(_pad(x, padding), kernel)
+    # The windows of the output are fewer. It is cut from what every input pixel spreads to.
+    spread = _input_grad(kernel[::-1, ::-1].swapaxes(2, 3), x)
+    return _pad(spread, padding + 1 - size)
+
+
+def conv_doubled(x: Array, kernel: Array) -> Array:
+    """Doubles height and width by repeating pixels, then convolves 3x3, padded by 1.
+
+    The four outputs that see the same 2x2 pixels are made from those: 2.25 times fewer
+    products than from the doubled maps.
+    """
+    num_out, (_, height, width, batch) = kernel.shape[3], x.shape
+    taps = TAPS.astype(kernel.dtype)
+    kernel = jnp.einsum("pad,qbe,deco->pqcabo", taps, taps, kernel)
+    y = conv(x, kernel.reshape(2, 2, -1, 4 * num_out), padding=1)
+    y = y.reshape(2, 2, num_out, height + 1, width + 1, batch).transpose(2, 3, 0, 4, 1, 5)
+    return _pad(y.reshape(num_out, 2 * height + 2, 2 * width + 2, batch), -1)
+
+
+def _pad(x: Array, padding: int) -> Array:
+    edge = (padding, padding, 0)  # below 0 it cuts
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), edge, edge, (0, 0, 0)])
+
+
+def _windows(x: Array, size: int) -> Array:
+    """Copies all windows, [c, H, W, N] -> [h w c, i j n]."""
+    height, width = (length + 1 - size for length in x.shape[1:3])
+    # First those of columns: shifted by rows, they are copied in one piece. XLA would make one
+    # loop of both steps, which takes three times as long.
+    columns = jnp.stack([x[:, :, w : w + width] for w in range(size)])
+    columns = lax.optimization_barrier(columns.reshape(-1, x.shape[1], width * x.shape[3]))
+    rows = [columns[:, h : h + height].reshape(len(columns), -1) for h in range(size)]
+    return jnp.concatenate(rows)
+
+
+def _spread(windows: Array) -> Array:
+    """Adds every window to the pixels that it was copied from, the transpose of `_windows`."""
+    size, _, channels, height, width, batch = windows.shape
+    x = jnp.zeros((channels, height + size - 1, width + size - 1, batch), windows.dtype)
+    for h in range(size):  # in place: twice as fast as a sum of padded windows
+        for w in range(size):
+            at, window = (0, h, w, 0), windows[h, w]
+            x = lax.dynamic_update_slice(x, lax.dynamic_slice(x, at, window.shape) + window, at)
+    return x
+
+
+# Clones are folded into the out features wherever only the other operand is shared.
+
+
+@bilinear(None, (3, 0))
+def _output(x: Array, k: Array) -> Array:
+    size, _, _, num_out = k.shape
+    height, width = (length + 1 - size for length in x.shape[1:3])
+    y = k.reshape(-1, num_out).T @ _windows(x, size)
+    return y.reshape(num_out, height, width, x.shape[3])
+
+
+@bilinear(None, None)
+def _input_grad(k: Array, y: Array) -> Array:
+    windows = k.reshape(-1, len(y)) @ y.reshape(len(y), -1)
+    return _spread(windows.reshape(*k.shape[:3], *y.shape[1:]))
+
+
+@bilinear((0, 3), None)
+def _kernel_grad(y: Array, x: Array) -> Array:
+    size = x.shape[1] + 1 - y.shape[1]
+    k = _windows(x, size) @ y.reshape(len(y), -1).T
+    return k.reshape(size, size, len(x), len(y))
+
+
+set_gradients(_output, _input_grad, _kernel_grad)
+set_gradients(_input_grad, _kernel_grad, _output)
+set_gradients(_kernel_grad, _output, _input_grad)

@@ -1,4 +1,4 @@
-"""A ResNet-18 of a quarter of the width for Fashion-MNIST.
+"""A ResNet-18 of an eighth of the width for Fashion-MNIST.
 
 Yields:  victims/fashion_mnist-resnet18_8x.safetensors.
 How:     60,000 images of 28x28 pixels with a black margin of 2; shifts of up to 2 pixels and
@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> VictimTrainingConfig:
         name="victim_fashion_resnet",
         dataset="fashion_mnist",
         model="resnet18_8x",
-        width=16,
+        width=8,
         epochs=12,
         batch_size=128,
         crop_padding=2,

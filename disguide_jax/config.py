@@ -84,7 +84,7 @@ class GeneratorConfig:
 
 @dataclasses.dataclass
 class DisguideConfig:
-    """Counts of Algorithm 1 that the paper leaves at 1, beside `replay.batches`, and one more."""
+    """Counts of Algorithm 1 that the paper leaves at 1, and what goes beyond it."""
 
     generator_steps: int = setting(1, "g-iter, generator updates in a round", least=1)
     fresh_batches: int = setting(
@@ -95,6 +95,9 @@ class DisguideConfig:
         "of so many times a batch the images are sent on which the clones disagree most, even "
         "over the classes that they name",
         least=1,
+    )
+    shapes: float = setting(
+        0.0, "share of a fresh batch that are random shapes on black", least=0, below=1
     )
 
 

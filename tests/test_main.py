@@ -15,7 +15,7 @@ CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("victim_")
 )
 QUICK = ("digits_hard", "digits_dual_students")
-PAPER = [name for name in CONFIGS if "digits" not in name]
+PAPER = [name for name in CONFIGS if "digits" not in name and "fashion" not in name]
 
 SUMMARY = {
     "config",

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from disguide_jax.config import Config
-from disguide_jax.core import choose, learn, losses, pixels, replay, streams
+from disguide_jax.core import choose, learn, losses, pixels, replay, shapes, streams
 from disguide_jax.core import images as core_images
 from disguide_jax.core.answers import soft_vote
 from disguide_jax.core.exchange import Exchange, Kit, Method, Round, repeat
 from disguide_jax.core.types import Array, Key, Learner, Metrics, Stage, TrainState, Variables
 from disguide_jax.errors import UserError
 
-GENERATOR, CLONES, REPLAY, AUGMENT = range(4)  # streams of randomness
+GENERATOR, CLONES, REPLAY, AUGMENT, SHAPES = range(5)  # streams of randomness
 
 
 def check(config: Config) -> None:
@@ -54,32 +54,39 @@ def make_round(kit: Kit, stage: Stage) -> Round:
     del stage
     config, clones, tx = kit.config, kit.networks.clones, kit.tx
 
-    def draw(key: Key, times: int = 1) -> tuple[Array, Array]:
-        num, latent_dim = times * config.batch_size, config.generator.latent_dim
-        return core_images.draw_latent(key, num, latent_dim, kit.task.channels)
+    num_shapes = int(config.disguide.shapes * config.batch_size)
+
+    def draw(key: Key, num: int) -> tuple[Array, Array]:
+        return core_images.draw_latent(key, num, config.generator.latent_dim, kit.task.channels)
 
     def update_generators(state: TrainState) -> tuple[TrainState, Metrics]:
         num = config.disguide.generator_steps
 
         def step(generator: Learner, index: Array) -> tuple[Learner, Metrics]:
             key = streams.one_of(streams.of_round(state, GENERATOR), num, index)
-            return update_generator(kit, generator, state.clones.variables, *draw(key))
+            return update_generator(
+                kit, generator, state.clones.variables, *draw(key, config.batch_size)
+            )
 
         generator, metrics = repeat(step, state.generator, jnp.arange(num))
         return state.replace(generator=generator), metrics
 
     def propose(state: TrainState, index: Array) -> tuple[Array, tuple[()]]:
-        num, candidates = config.disguide.fresh_batches, config.disguide.candidates
-        key = streams.one_of(streams.of_round(state, CLONES), num, index)
+        key = streams.one_of(streams.of_round(state, CLONES), config.disguide.fresh_batches, index)
+        num, candidates = config.batch_size - num_shapes, config.disguide.candidates
         images, _ = core_images.generate(
             kit.networks.generator,
             state.generator.variables,
-            *draw(key, candidates),
+            *draw(key, candidates * num),
             gray_every=config.generator.gray_every,
             train=False,
         )
         if candidates > 1:
-            images = most_disputed(kit, state.clones.variables, images)
+            images = most_disputed(kit, state.clones.variables, images, num)
+        if num_shapes:
+            key = jax.random.fold_in(key, SHAPES)
+            drawn = shapes.draw(key, num_shapes, kit.task.size, kit.task.channels)
+            images = jnp.concatenate([images, drawn])
         return images, ()
 
     def learn_fresh(
@@ -138,15 +145,15 @@ def update_generator(
     return learner, metrics | {"gen/loss": loss}
 
 
-def most_disputed(kit: Kit, clones: Variables, images: Array) -> Array:
-    """The batch [N, ...] of candidates [M, ...] that the clones disagree on most.
+def most_disputed(kit: Kit, clones: Variables, images: Array, num: int) -> Array:
+    """The `num` images [N, ...] of candidates [M, ...] that the clones disagree on most.
 
     It is even over the classes that the clones name. To make images is free and to ask about
     them is not (CaBaGE and DualCOS, 2024).
     """
     logits, _ = kit.networks.clones.apply(clones, images, train=False)
     scores = losses.disagreement(jax.nn.softmax(logits))
-    return images[choose.evenly(scores, soft_vote(logits), kit.config.batch_size)]
+    return images[choose.evenly(scores, soft_vote(logits), num)]
 
 
 def draw_replayed(

@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> Config:
         labels="soft",
         query_budget=200_000,
         generator={"learning_rate": 1e-3},
-        clones={"learning_rate": 0.03},
+        clones={"learning_rate": 0.1},
         replay={"size": 200_000},
     )
     return select(config, variant)

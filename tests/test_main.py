@@ -34,6 +34,8 @@ SUMMARY = {
     "wall_seconds",
     "queries_per_second",
     "clones_sha256",
+    "versions",
+    "git_commit",
 }
 
 

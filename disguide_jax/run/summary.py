@@ -8,6 +8,7 @@ import jax
 from disguide_jax.config import to_dict
 from disguide_jax.core.types import TrainState, Variables
 from disguide_jax.files import weights
+from disguide_jax.files.workdir import provenance
 from disguide_jax.run import evaluate
 from disguide_jax.run.program import Program
 from disguide_jax.run.progress import Progress
@@ -36,6 +37,7 @@ def summarise(
         "wall_seconds": progress.wall_seconds,
         "queries_per_second": queries / progress.wall_seconds,
         "clones_sha256": clones_sha256(clones),
+        **provenance(),
     }
 
 

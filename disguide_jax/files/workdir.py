@@ -192,6 +192,16 @@ def write_started(
     atomic.write_json(workdir / "config.json", content)
 
 
+def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def provenance() -> dict[str, Any]:
     """Versions of what computes, and the git commit, None where there is no checkout."""
     versions = {"python": platform.python_version()}

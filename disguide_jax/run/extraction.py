@@ -21,7 +21,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.files import atomic
 from disguide_jax.files import workdir as workdir_files
 from disguide_jax.files.checkpoint import Checkpoints
-from disguide_jax.run import evaluate, guard, needs, pictures, recorder, session, signals
+from disguide_jax.run import advice, evaluate, guard, needs, pictures, recorder, session, signals
 from disguide_jax.run import program as programs
 from disguide_jax.run import summary as summaries
 from disguide_jax.run.loop import CHECKPOINT, EVALUATE, LOG, Call, Happened, Loop
@@ -81,6 +81,9 @@ def train_and_evaluate(
         summaries.save_networks(program, state, workdir)
         atomic.write_json(summary_path, summary)
     print(summaries.report(summary), flush=True)
+    if config.guard != "off":
+        for hint in advice.advise(workdir_files.read_log(workdir)):
+            print(f"hint       {hint}", flush=True)
     return summary
 
 

@@ -1,6 +1,5 @@
 """What a run shows: its generator's images, and itself at a glance."""
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from disguide_jax.files import atomic
+from disguide_jax.files.workdir import read_log
 
 TILE = 34  # an image of a grid: 32 pixels and a frame of one
 MAX_TIMES = 8  # columns of images in the overview
@@ -33,8 +33,7 @@ def save_image_grid(path: pathlib.Path, images: np.ndarray) -> None:
 
 def save_overview(workdir: pathlib.Path, *, victim_accuracy: float) -> None:
     """Writes WORKDIR/overview.png from its metrics.jsonl and samples/ alone."""
-    text = (workdir / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = read_log(workdir)
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     panels = figure.subplots(2, 2)
     draw_accuracy(panels[0, 0], lines, victim_accuracy)

@@ -108,7 +108,7 @@ def load(results: pathlib.Path, cell: Cell, seed: int) -> Result | None:
     folder = results / cell.folder / f"seed{seed}"
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = workdir.read_log(folder)
     except FileNotFoundError:
         return None
     except ValueError as error:

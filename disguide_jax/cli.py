@@ -1,6 +1,7 @@
 """Command lines of the form `--config FILE[:variant] [--config.key=value ...]`."""
 
 import contextlib
+import ctypes
 import difflib
 import hashlib
 import os
@@ -18,6 +19,7 @@ from disguide_jax.errors import UserError, exit_status
 from disguide_jax.settings import RENAMED, REQUIRED, settings
 
 WIDTH = 100  # of --help
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def run[Kind](
@@ -39,6 +41,7 @@ def run[Kind](
         _parse(values, kind)
         config = _config_of(values, kind)
         keep_compiled()
+        keep_memory()
         return main(values, config)
 
     sys.exit(exit_status(parsed))
@@ -58,6 +61,18 @@ def keep_compiled() -> None:
         if os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def keep_memory() -> None:
+    """Lets the C library reuse what is freed.
+
+    Each call of a compiled round takes its scratch memory anew. From 32 MB on glibc gives it
+    back to the system in between, which clears every page before the next call.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _processor() -> str:

@@ -1,5 +1,6 @@
 """What programs keep for the next process."""
 
+import ctypes
 import subprocess
 import sys
 
@@ -34,3 +35,27 @@ def test_the_users_own_place_is_kept():
 def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, place):
     (tmp_path / "a file").touch()
     assert cache_dir("cli.keep_compiled()", XDG_CACHE_HOME=str(tmp_path / place)) == "None"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_programs_keep_large_memory_that_is_freed():
+    """By the page faults of filling 64 MB again and again."""
+    code = """
+import resource, sys
+import numpy as np
+from disguide_jax import cli
+if sys.argv[1] == "kept":
+    cli.keep_memory()
+np.ones(2**23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    np.ones(2**23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "NUMPY_MADVISE_HUGEPAGE": "0"}
+
+    def faults(kept: str) -> int:
+        command = [sys.executable, "-c", code, kept]
+        return int(subprocess.check_output(command, env=environment, text=True))
+
+    assert faults("kept") < 1_000 < faults("given back")

@@ -256,3 +256,25 @@ def test_convolution_with_groups_of_its_own():
         for conv in (conv_general_dilated, jax.lax.conv_general_dilated)
     )
     assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("in_axes", IN_AXES)
+@pytest.mark.parametrize(
+    ("cached", "images", "sizes"),  # of the pieces; an image has 8 x 7 x 5 = 280 numbers
+    [(280, 3, [1, 1, 1]), (420, 3, [2, 1]), (2**18, 3, [3]), (1, 1, [1]), (1, 20, [3] * 6 + [2])],
+)
+def test_kernel_gradients_in_pieces(in_axes, cached, images, sizes, monkeypatch):
+    monkeypatch.setattr("disguide_jax.models.conv.CACHED", cached)
+    rng = np.random.default_rng(0)
+    x, k = (
+        rng.normal(size=shape if axis is None else (CLONES, *shape)).astype(np.float32)
+        for shape, axis in zip([(images, 8, 7, 2), (3, 3, 2, 5)], in_axes, strict=True)
+    )
+    conv, jax_conv = make_pair(GEOMETRIES[1])
+    step = jax.jit(jax.vmap(functools.partial(output_and_grads, conv), in_axes))
+    assert_close(step(x, k), looped(jax_conv, in_axes, x, k))
+
+    x, k = (a if axis is None else a[0] for a, axis in zip((x, k), in_axes, strict=True))
+    text = jax.jit(jax.grad(lambda k, x: loss(conv(x, k)))).lower(k, x).as_text()
+    pair = r"convolution.*tensor<(\d+)x8x7x\dxf32>, tensor<(\d+)x8x7x\dxf32>"
+    assert [(int(a), int(b)) for a, b in re.findall(pair, text)] == [(n, n) for n in sizes]

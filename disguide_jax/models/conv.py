@@ -29,6 +29,9 @@ Bilinear = Callable[[Array, Array], Array]
 Differentiable = jax.custom_vjp[Array]
 
 
+CACHED = 2**18  # numbers of an operand of a kernel gradient that stay in a CPU's cache
+MOST_PIECES = 8
+
 _LEFT_TO_JAX = contextvars.ContextVar("left to JAX", default=False)
 
 
@@ -90,18 +93,36 @@ def conv_general_dilated(
         x = jax.ShapeDtypeStruct(shape, x_like.dtype)
         return jax.linear_transpose(lambda x: conv(x, k), x)(y)[0]
 
+    def kernel_grad_of(y: Array, x: Array) -> Array:
+        return jax.linear_transpose(lambda k: conv(x, k), k_like)(y)[0]
+
     @bilinear(None, None)  # on a CPU, folding clones into k_out costs more than it saves
     def kernel_grad(y: Array, x: Array) -> Array:
-        if backend.fused_transposes_are_slow():
-            # XLA transposes both, which takes five times as long fused with what made them.
-            y, x = lax.optimization_barrier((y, x))
-        return jax.linear_transpose(lambda k: conv(x, k), k_like)(y)[0]
+        if not backend.fused_transposes_are_slow():
+            return kernel_grad_of(y, x)
+        # XLA transposes both, which takes five times as long fused with what made them.
+        y, x = lax.optimization_barrier((y, x))
+        num = _piece(y.shape[y_batch], max(x.size, y.size))
+        cuts = range(0, y.shape[y_batch], num)
+        pieces = [(_cut(y, y_batch, i, num), _cut(x, x_batch, i, num)) for i in cuts]
+        return functools.reduce(jnp.add, (kernel_grad_of(*piece) for piece in pieces))
 
     # Each is the gradient of the next, in a circle.
     set_gradients(output, input_grad, kernel_grad)
     set_gradients(input_grad, kernel_grad, output)
     set_gradients(kernel_grad, output, input_grad)
     return output(lhs, rhs)
+
+
+def _piece(batch: int, size: int) -> int:
+    """How many images of a batch a kernel gradient is computed from at a time."""
+    # Beyond a CPU's cache it takes three times as long; many pieces take long to compile.
+    num_pieces = max(1, min(-(-size // CACHED), MOST_PIECES, batch))
+    return -(-batch // num_pieces)
+
+
+def _cut(x: Array, axis: int, start: int, num: int) -> Array:
+    return lax.slice_in_dim(x, start, min(start + num, x.shape[axis]), axis=axis)
 
 
 def bilinear(

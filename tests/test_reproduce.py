@@ -45,7 +45,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize("scale", ["full", "medium", "small"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_is_made_from_results_alone(study, scale, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(reproduce, "prepare_victims", lambda *_, **__: None)
@@ -111,6 +111,40 @@ def test_the_full_studies_are_the_papers():
     assert {config.dataset for config in small} == {"colour_digits"}
 
 
+def test_the_medium_studies_are_those_of_fashion_mnist_and_narrow_networks():
+    sizes = {scale: paper.BASES[scale].replay_sizes for scale in ("full", "medium")}
+    assert [size / 8_000_000 for size in sizes["full"]] == [s / 200_000 for s in sizes["medium"]]
+    for name, study in STUDIES.items():
+        dataset = "cifar10" if name in ("table3", "table4") else "fashion_mnist"
+        for cell in study.cells["medium"]:
+            config = cell.load(0)
+            assert (config.dataset, config.query_budget) == (dataset, 200_000)
+            shared = dataset == "fashion_mnist" and not cell.overrides
+            assert cell.family == ("fashion" if shared else "medium"), "nothing is run twice"
+    grays = [row.cell.load(0).generator.gray_every for row in paper.GRAYSCALE["medium"]]
+    assert grays == [0, 8, 0, 8]
+    for b, cell in paper.FIG4["medium"].items():
+        replay = cell.load(0).replay
+        assert (replay.size, replay.batches) == (25_000, b)
+    assert paper.FIG4["medium"][3] == paper.FIG3["medium"][25_000]
+
+
+def test_a_dry_run_of_medium_trains_the_narrow_victim_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for study, num_runs in {"table3": 4, "table4": 2}.items():
+        options = {"dry_run": True, "seeds": 1, "data_dir": "images"}
+        reproduce.reproduce(**arguments(study, "medium", tmp_path, **options))
+        victim, *runs = capsys.readouterr().out.splitlines()
+        assert victim.endswith("--config configs/victim_c10_r34_narrow.py --config.data_dir=images")
+        assert len(runs) == num_runs
+        assert all("_narrow.py" in run for run in runs)
+    reproduce.reproduce(**arguments("table1", "medium", tmp_path, dry_run=True, seeds=1))
+    names = ["fashion_dfme", "fashion_soft", "fashion_dfms", "fashion_hard"]
+    lines = capsys.readouterr().out.splitlines()
+    for name, line in zip(names, lines, strict=True):
+        assert f"{name}.py" in line
+
+
 def test_a_dry_run_lists_victims_and_runs_and_starts_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reproduce.reproduce(
@@ -145,6 +179,7 @@ def test_a_victim_far_below_the_papers_stops_the_comparison(tmp_path, monkeypatc
     del found["test_accuracy"]
     with pytest.raises(UserError, match="does not say its accuracy"):
         prepare()
+    reproduce.check_victim("victims/cifar10-resnet34_w16.safetensors")  # the paper has none
 
 
 def test_mistakes_are_named(tmp_path):

@@ -23,6 +23,7 @@ from disguide_jax.study.paper import (
     FULL,
     GRAYSCALE,
     NOT_REPORTED,
+    OWN,
     PRECISION,
     RACES,
     TRANSFORM,
@@ -102,7 +103,7 @@ def table2(scale: str, results: Results) -> Table:
                 race.setting,
                 race.earlier,
                 "/" if goal is None else f"{100 * goal:.2f}",
-                race.budget,
+                pictures.short_number(race.budget),
                 race.paper,
                 "/" if goal is None else tables.format_queries_to(results[race.cell], goal),
                 str(len(results[race.cell])),
@@ -135,7 +136,7 @@ def table4(scale: str, results: Results) -> Table:
 
 def own(rows: Iterable[Row]) -> list[Row]:
     """The rows of DisGUIDE."""
-    return [row for row in rows if row.technique == "DisGUIDE"]
+    return [row for row in rows if row.technique == OWN]
 
 
 def table5(scale: str, results: Results) -> Table:
@@ -270,14 +271,14 @@ RACERS = {
     scale: [c for race in races for c in (race.cell, race.accuracy) if isinstance(c, Cell)]
     for scale, races in RACES.items()
 }
-OWN = {scale: own(rows) for scale, rows in FINAL.items()}
+OWN_ROWS = {scale: own(rows) for scale, rows in FINAL.items()}
 STUDIES = {
     "table1": Study(of_rows(FINAL), table1),
     "table2": Study(RACERS, table2),
     "table3": Study(of_rows(GRAYSCALE), table3),
     "table4": Study(of_rows(TRANSFORM), table4),
-    "table5": Study(of_rows(OWN), table5),
-    "table6": Study(of_rows(OWN), table6),
+    "table5": Study(of_rows(OWN_ROWS), table5),
+    "table6": Study(of_rows(OWN_ROWS), table6),
     "fig2": Study({scale: FIG2[scale].values() for scale in FIG2}, figure=fig2),
     "fig3": Study({scale: FIG3[scale].values() for scale in FIG3}, figure=fig3),
     "fig4": Study({scale: FIG4[scale].values() for scale in FIG4}, figure=fig4),

@@ -34,7 +34,7 @@ FASHION, DIGITS = family("fashion"), family("digits")
 C10_SOFT, C10_HARD, C100_SOFT, C100_HARD, C100_HARD_R34 = (
     Cell(FULL, name) for name in ("c10_soft", "c10_hard", "c100_soft", "c100_hard", "c100_hard_r34")
 )
-# The paper's studies of stability have 8M queries of 20M "to save time"; the others follow.
+# The studies of stability have 8M queries of 20M "to save time"; the digits likewise fewer.
 C10_SHORT = vary(FULL, C10_SOFT, ("query_budget", 8_000_000))
 DIGITS_SHORT = ("query_budget", 9_600)
 

@@ -12,6 +12,7 @@ from disguide_jax.errors import UserError
 
 RECIPES = {  # configs/NAME.py: the data set and the model of the victim that it trains
     "victim_c10_r34": ("cifar10", "resnet34_8x"),
+    "victim_c10_r34_narrow": ("cifar10", "resnet34_8x"),
     "victim_c100_r34": ("cifar100", "resnet34_8x"),
     "victim_c100_r18": ("cifar100", "resnet18_8x"),
 }
@@ -26,6 +27,22 @@ def paper(name: str, *, recipe: str, **settings: Any) -> Config:
     """`cifar` with the schedule of DisGUIDE's authors, whose rates change between blocks."""
     in_blocks = {"schedule": {"block_rounds": 150}}
     return _combine(_victim_of(recipe) | {"name": name} | in_blocks, settings)
+
+
+def narrow(name: str, **settings: Any) -> Config:
+    """Copies a narrow ResNet-34 that reads CIFAR-10, with networks for two CPU cores."""
+    preset = _victim_of("victim_c10_r34_narrow")
+    preset["victim"] |= {"weights": "victims/cifar10-resnet34_w16.safetensors", "width": 16}
+    preset |= {
+        "name": name,
+        "batch_size": 64,
+        "generator": {"width": 16},
+        "clones": {"width": 8},
+        "log_every_queries": 6_400,
+        "evaluate_every_queries": 12_800,
+        "checkpoint_every_queries": 25_600,
+    }
+    return _combine(preset, settings)
 
 
 def digits(name: str, *, dataset: str = "digits", **settings: Any) -> Config:

@@ -168,6 +168,8 @@ def test_a_config_that_is_none_is_refused(run, config, message):
 
 def victim_of(name: str) -> tuple[str, str]:
     """The file of weights that a paper configuration needs, and the one that trains them."""
+    if "narrow" in name:
+        return "cifar10-resnet34_w16", "victim_c10_r34_narrow"
     if "c10_" in name:
         return "cifar10-resnet34_8x", "victim_c10_r34"
     if name in ("c100_hard", "dfms_c100_hard"):

@@ -8,6 +8,7 @@ GIVEN = {"labels": "soft", "query_budget": 1000}
 MAKERS = [
     lambda **settings: presets.cifar("a", recipe="victim_c10_r34", **GIVEN | settings),
     lambda **settings: presets.paper("a", recipe="victim_c100_r18", **GIVEN | settings),
+    lambda **settings: presets.narrow("a", **GIVEN | settings),
     lambda **settings: presets.digits("a", **GIVEN | settings),
     lambda **settings: presets.fashion("a", **GIVEN | settings),
 ]

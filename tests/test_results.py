@@ -31,8 +31,10 @@ def test_queries_to_an_accuracy_are_interpolated_between_evaluations():
     assert result.queries_to(0.1) == 50
     assert result.queries_to(0.7) == pytest.approx(300 + 100 * 2 / 3)
     assert result.queries_to(0.81) is None
-    text = tables.format_queries_to([result, make_result([0.1, 0.2])], 0.4)
-    assert text == "150 (1 of 2 runs)"
+    runs = [result, make_result([0.1, 0.2])]
+    assert tables.format_queries_to(runs, 0.4) == "150 (1 of 2 runs)"
+    assert tables.format_reduction(runs, 0.4, 600) == "75.00 (1 of 2 runs)"
+    assert tables.format_reduction([], 0.4, 600) == "/"
 
 
 def test_a_curve_has_the_lines_that_were_evaluated():

@@ -393,15 +393,17 @@ def test_configurations_are_valid_and_their_headers_name_file_and_command(name):
         get_config(name, "tiny")
 
 
-@pytest.mark.parametrize(
-    "name", ["c10_soft", "c10_hard", "c100_soft", "c100_hard", "c100_hard_r34"]
-)
+EXTRACTIONS = ["c10_soft", "c10_hard", "c100_soft", "c100_hard", "c100_hard_r34"]
+EXTRACTIONS += ["c10_soft_narrow", "c10_hard_narrow"]
+
+
+@pytest.mark.parametrize("name", EXTRACTIONS)
 def test_extractions_find_the_file_that_the_command_they_name_writes(name):
     wanted = get_config(name).victim
     maker = wanted.made_by.removeprefix("python scripts/train_victim.py --config configs/")
     made = get_config(maker.removesuffix(".py"))
     assert wanted.weights == str(vt.output_path(made))
-    assert wanted.model == made.model
+    assert (wanted.model, wanted.width) == (made.model, made.width)
 
 
 def bits_of(path):

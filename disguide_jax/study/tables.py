@@ -2,7 +2,7 @@
 
 import csv
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -35,9 +35,24 @@ def format_interval(values: Iterable[float], scale: float = 100, digits: int = 2
 
 def format_queries_to(results: Sequence[Result], accuracy: float) -> str:
     """Mean and interval of the queries to an accuracy, over the runs that reached it."""
+    return _format_of_reached(results, accuracy, lambda queries: queries, scale=1, digits=0)
+
+
+def format_reduction(results: Sequence[Result], accuracy: float, budget: int) -> str:
+    """What part of a budget the queries to an accuracy leave, in per cent, over the same runs."""
+    return _format_of_reached(results, accuracy, lambda queries: 1 - queries / budget)
+
+
+def _format_of_reached(
+    results: Sequence[Result],
+    accuracy: float,
+    value: Callable[[float], float],
+    scale: float = 100,
+    digits: int = 2,
+) -> str:
     reached = [result.queries_to(accuracy) for result in results]
-    found = [queries for queries in reached if queries is not None]
-    text = format_interval(found, scale=1, digits=0)
+    found = [value(queries) for queries in reached if queries is not None]
+    text = format_interval(found, scale, digits)
     return text if len(found) == len(reached) else f"{text} ({len(found)} of {len(reached)} runs)"
 
 

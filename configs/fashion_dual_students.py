@@ -3,6 +3,7 @@
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
+Yields:  not measured yet; the settings are those of the digits.
 
 python -m disguide_jax.main --config configs/fashion_dual_students.py
 """

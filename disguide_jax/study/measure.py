@@ -46,7 +46,9 @@ def hardware() -> dict[str, Any]:
         "backend": backend.name(),
         "device_kind": jax.devices()[0].device_kind,
         "cpu": cpu,
-        "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "load_average": os.getloadavg()[0],
     }
 

@@ -63,8 +63,9 @@ def test_clone_step_compares_three_ways_and_says_where_it_ran(run):
     assert "--suite=clone_step" in found["command"]
 
 
+@pytest.mark.slow
 def test_clone_steps_differ_in_their_convolutions_and_not_in_what_they_find():
-    config = load_script(ROOT / "configs/digits_hard.py").get_config("smoke")
+    config = load_script(ROOT / "configs/c10_hard.py").get_config("smoke")
     kit = measure.make_kit(config)
     batch = measure.make_batch(kit)
     found, groups = {}, {}
@@ -73,9 +74,9 @@ def test_clone_steps_differ_in_their_convolutions_and_not_in_what_they_find():
         state, metrics = step(state, *batch)
         kernels = state.params
         kernels = jnp.stack(
-            [k["fc2"]["kernel"] for k in kernels]
+            [k["linear"]["kernel"] for k in kernels]
             if isinstance(kernels, tuple)
-            else list(kernels["fc2"]["kernel"])
+            else list(kernels["linear"]["kernel"])
         )
         found[name] = metrics["clones/loss"], kernels
     assert groups == {"clones_vmapped": False, "clones_separate": False, "clones_grouped": True}

@@ -19,7 +19,6 @@ channels] or without the axis of channels; `train_labels` and `test_labels`, int
 
 import functools
 import hashlib
-import logging
 import os
 import pathlib
 from typing import NamedTuple
@@ -33,8 +32,6 @@ from disguide_jax.files.tfds import Arrays, Split
 
 IMAGE_SIZE = 32
 NAMES_OF_ARRAYS = "train_images, train_labels, test_images, test_labels and classes"
-
-logger = logging.getLogger(__name__)
 
 
 class Info(NamedTuple):

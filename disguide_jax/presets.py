@@ -7,8 +7,9 @@ replaces the preset's own.
 import dataclasses
 from typing import Any
 
-from disguide_jax.config import RANDOM_WEIGHTS, Config, VictimTrainingConfig
+from disguide_jax.config import Config, VictimTrainingConfig
 from disguide_jax.errors import UserError
+from disguide_jax.options import RANDOM_WEIGHTS
 
 RECIPES = {  # configs/NAME.py: the data set and the model of the victim that it trains
     "victim_c10_r34": ("cifar10", "resnet34_8x"),

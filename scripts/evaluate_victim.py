@@ -9,8 +9,8 @@ OUT.npy holds the predicted classes [N] int32 in the order of the data.
 import argparse
 import sys
 
-from disguide_jax.config import VictimConfig
 from disguide_jax.errors import exit_status
+from disguide_jax.options import VictimConfig
 from disguide_jax.run import evaluate
 
 

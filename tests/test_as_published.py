@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
-from disguide_jax.config import Config, GeneratorConfig
+from disguide_jax.config import Config
 from disguide_jax.core import images
+from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import evaluate
 from disguide_jax.run.progress import Progress
 from disguide_jax.study import paper, results

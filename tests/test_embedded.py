@@ -5,9 +5,9 @@ import re
 import pytest
 from conftest import ROOT
 
-from disguide_jax.config import VictimConfig
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, weights
+from disguide_jax.options import VictimConfig
 from disguide_jax.run import evaluate
 
 ASSETS = ROOT / "disguide_jax/assets"

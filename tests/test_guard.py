@@ -14,11 +14,12 @@ import pytest
 import tiny
 from conftest import ROOT
 
-from disguide_jax.config import ClonesConfig, VictimConfig, to_dict
+from disguide_jax.config import ClonesConfig, to_dict
 from disguide_jax.core import learn
 from disguide_jax.core.types import Variables
 from disguide_jax.errors import UserError
 from disguide_jax.files import workdir
+from disguide_jax.options import VictimConfig
 from disguide_jax.run import extraction, guard
 from disguide_jax.run import program as parts
 from disguide_jax.study.results import Cell

@@ -9,11 +9,12 @@ from conftest import ROOT, load_script
 from test_choose import plain
 
 from disguide_jax import models
-from disguide_jax.config import ClonesConfig, DisguideConfig, GeneratorConfig, ReplayConfig
+from disguide_jax.config import ClonesConfig, DisguideConfig, ReplayConfig
 from disguide_jax.core import images, learn, losses, replay, streams
 from disguide_jax.errors import UserError
 from disguide_jax.files import weights
 from disguide_jax.methods import disguide
+from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import extraction
 from disguide_jax.run import program as parts
 from disguide_jax.settings import set_value

@@ -11,7 +11,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disguide_jax.config import ClonesConfig, DfmsConfig, GeneratorConfig, ZerothOrderConfig
+from disguide_jax.config import ClonesConfig, DfmsConfig, ZerothOrderConfig
 from disguide_jax.core import losses
 from disguide_jax.core import stages as stages_lib
 from disguide_jax.core.answers import soft_vote
@@ -19,6 +19,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.files import checkpoint
 from disguide_jax.methods.dfms import choose, proxy
 from disguide_jax.models.dcgan import ConvTranspose, DcganDiscriminator, DcganGenerator
+from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import program as parts
 
 IN_A_ROUND = {  # METHODS: batches of 6, 3 clone steps, 2 directions, as images

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
-from disguide_jax.config import ClonesConfig, GeneratorConfig, ReplayConfig
+from disguide_jax.config import ClonesConfig, ReplayConfig
 from disguide_jax.core import images as images_lib
 from disguide_jax.core import learn, pixels
 from disguide_jax.methods import disguide
+from disguide_jax.options import GeneratorConfig
 
 
 def test_gray_images_have_one_channel_in_place_of_all_and_the_rest_is_untouched():

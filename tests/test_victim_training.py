@@ -14,13 +14,14 @@ import pytest
 from conftest import ROOT
 
 from disguide_jax import models
-from disguide_jax.config import VictimConfig, VictimTrainingConfig, validate
+from disguide_jax.config import VictimTrainingConfig, validate
 from disguide_jax.core import pixels, supervised
 from disguide_jax.core.exchange import make_call
 from disguide_jax.core.images import augment
 from disguide_jax.core.types import Net, Task, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, weights
+from disguide_jax.options import VictimConfig
 from disguide_jax.run import supervised as vt
 from disguide_jax.run.signals import Stopped
 from disguide_jax.victims import network

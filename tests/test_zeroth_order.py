@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from disguide_jax.config import ClonesConfig, GeneratorConfig, ReplayConfig, ZerothOrderConfig
+from disguide_jax.config import ClonesConfig, ReplayConfig, ZerothOrderConfig
 from disguide_jax.core import zeroth_order
 from disguide_jax.errors import UserError
+from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import program as parts
 
 VICTIM = jax.tree_util.Partial(tiny.smooth_brightness)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from disguide_jax import models
-from disguide_jax.config import Config, GeneratorConfig, ReplayConfig
+from disguide_jax.config import Config, ReplayConfig
 from disguide_jax.core.exchange import Kit, Play
 from disguide_jax.core.types import Array, Networks, Task, TrainState
 from disguide_jax.models.layers import BatchNorm
+from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import program as parts
 
 NUM_CLASSES = 5

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax.config import VictimConfig
 from disguide_jax.core import backend, pixels
 from disguide_jax.core.answers import hard_vote, soft_vote, to_labels
 from disguide_jax.core.types import Array, Net, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets
+from disguide_jax.options import VictimConfig
 from disguide_jax.victims.network import Victim, load_network, make_victim, normalisation
 
 PADDING = -1  # label of the rows that fill up the last batch

@@ -16,7 +16,7 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from disguide_jax import models
-from disguide_jax.config import Config, GeneratorConfig
+from disguide_jax.config import Config
 from disguide_jax.core import answers, learn, losses, zeroth_order
 from disguide_jax.core import images as core_images
 from disguide_jax.core.exchange import Kit
@@ -24,6 +24,7 @@ from disguide_jax.core.types import Net, Networks, Optimizers, Task, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.files import weights
 from disguide_jax.methods import dfme, disguide
+from disguide_jax.options import GeneratorConfig
 
 TOLERANCE = 1e-9
 DIFFERENCES_TOLERANCE = 1e-8  # forward differences divide rounding by epsilon

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from disguide_jax.config import RANDOM_WEIGHTS, Config, validate
+from disguide_jax.config import Config, validate
 from disguide_jax.core import exchange, learn
 from disguide_jax.core import images as core_images
 from disguide_jax.core.types import Array, Learner, TrainState
 from disguide_jax.errors import UserError
 from disguide_jax.methods import disguide
+from disguide_jax.options import RANDOM_WEIGHTS
 from disguide_jax.run import evaluate, extraction, program
 from disguide_jax.run.loop import Sums
 from disguide_jax.study import flops, measure

@@ -16,10 +16,10 @@ import numpy as np
 from flax import struct
 
 from disguide_jax import models
-from disguide_jax.config import EMBEDDED, RANDOM_WEIGHTS, VictimConfig
 from disguide_jax.core.types import Apply, Array, Net, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, weights
+from disguide_jax.options import EMBEDDED, RANDOM_WEIGHTS, VictimConfig
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 

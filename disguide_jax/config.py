@@ -7,6 +7,7 @@ authors' code differ the defaults follow the code, which made the numbers.
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any, final
 
 from disguide_jax.errors import UserError
@@ -22,9 +23,14 @@ from disguide_jax.options import (
     ZerothOrderConfig,
     are_growing_fractions,
 )
-from disguide_jax.settings import REQUIRED, get_value, setting, settings
+from disguide_jax.settings import REQUIRED, get_value, refuse_ignored, setting, settings
 
 MAX_SEED = 2**32 - 1
+OF_ENDPOINTS = (
+    "fidelity_images",
+    *(f"victim.{key}" for key in ("image_size", "channels", "num_classes", "top_k", "decimals")),
+    *(f"victim.{key}" for key in ("logits", "layout", "pixels", "image_format", "token_env")),
+)
 
 
 def _is_file_name(name: str) -> bool:
@@ -42,7 +48,11 @@ class Config:
         fits=_is_file_name,
         must_be="a plain file name",
     )
-    dataset: str = setting(REQUIRED, "what the clones are tested on, never trained on")
+    dataset: str = setting(
+        REQUIRED,
+        "what the clones are tested on, never trained on; may be empty for an endpoint, of which "
+        "then victim.num_classes, victim.channels and victim.image_size tell",
+    )
     labels: str = setting(
         REQUIRED,
         "what the victim answers with: probabilities or labels",
@@ -62,6 +72,13 @@ class Config:
         False,
         "disguide as in the paper's text where it differs from the authors' code: clones learn by "
         "cross-entropy, the generator's weight decay is 5e-4, rates fall at exact fractions",
+    )
+    fidelity_images: int = setting(
+        0,
+        "without a data set: images of the budget that are kept apart, to measure fidelity on; 0 "
+        "is 2 %, at most 1,000",
+        least=0,
+        auto=True,
     )
     method: str = setting("disguide", "disguide, dual_students, dfme, maze or dfms")
     seed: int = setting(0, "of all random numbers", least=0, most=MAX_SEED)
@@ -180,6 +197,7 @@ def validate(config: Config | VictimTrainingConfig) -> None:
             config.victim.model != "" or config.victim.weights != RANDOM_WEIGHTS,
             "a model when the weights are random",
         )
+        check_victim(config, check)
         check(
             "generator.count",
             config.batch_size % config.generator.count == 0
@@ -192,6 +210,37 @@ def validate(config: Config | VictimTrainingConfig) -> None:
             config.replay.size >= config.batch_size,
             f"at least a batch (config.batch_size is {config.batch_size})",
         )
+
+
+def check_victim(config: Config, check: Callable[[str, bool, str], None]) -> None:
+    """Checks what must hold between the victim's keys and others.
+
+    Raises:
+      UserError: names the key, its value, and what would be right.
+    """
+    victim = config.victim
+    check(
+        "victim.endpoint" if victim.endpoint else "victim.weights",
+        bool(victim.weights) != bool(victim.endpoint),
+        "empty where the other is set: the victim is either a file of weights "
+        f"(config.victim.weights is {victim.weights!r}) or an endpoint "
+        f"(config.victim.endpoint is {victim.endpoint!r})",
+    )
+    if not victim.endpoint:
+        check("dataset", bool(config.dataset), "a data set, unless the victim is an endpoint")
+        refuse_ignored(config, OF_ENDPOINTS, "a victim whose weights are at hand")
+        return
+    check("query_dtype", config.query_dtype in ("auto", "uint8"), "uint8 for an endpoint")
+    check(
+        "victim.input_space",
+        victim.input_space == "pre-transform",
+        "'pre-transform' for an endpoint, which takes images",
+    )
+    check(
+        "fidelity_images",
+        config.fidelity_images == 0 or not config.dataset,
+        "0 where there is a data set, whose images fidelity is measured on",
+    )
 
 
 def spelled_out(config: Config) -> Config:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from disguide_jax.config import Config
 from disguide_jax.core import backend, pixels
@@ -32,6 +33,8 @@ Step = Callable[[TrainState], tuple[TrainState, Metrics]]
 Propose = Callable[[TrainState, Array], tuple[Array, Any]]  # state, index -> images, carry
 Learn = Callable[[TrainState, Any, Array, Array], tuple[TrainState, Metrics]]  # images, answers
 Play = Callable[[TrainState, Ask], tuple[TrainState, Metrics]]
+Trade = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # to send -> sent, answers
+Drive = Callable[[TrainState, Trade], tuple[TrainState, Metrics]]
 
 
 class Exchange(NamedTuple):
@@ -126,15 +129,18 @@ def fuse(parts: Round, dtype: jnp.dtype) -> Play:
     return play
 
 
-def drive(parts: Round, dtype: jnp.dtype) -> Play:
+def drive(parts: Round, dtype: jnp.dtype) -> Drive:
     """The same for a victim on the host: what lies between its answers is compiled.
 
-    The victim is an ordinary function of NumPy arrays, and what it raises is passed on.
+    The victim is an ordinary function of the images that it is sent, in `dtype`, which returns
+    what was sent and the answers; what it raises is passed on. Nothing is computed while it
+    answers: in every method what comes next needs the answers, replayed batches, too, which are
+    learnt by clones that have learnt the new ones.
     """
     compiled = [_compile(part, dtype) for part in parts]
     ended = jax.jit(end_round, donate_argnums=0)
 
-    def play(state: TrainState, victim: Ask) -> tuple[TrainState, Metrics]:
+    def play(state: TrainState, victim: Trade) -> tuple[TrainState, Metrics]:
         metrics: Metrics = {}
         for part in compiled:
             state, new = part(state, victim)
@@ -144,7 +150,7 @@ def drive(parts: Round, dtype: jnp.dtype) -> Play:
     return play
 
 
-def _compile(part: Step | Exchange, dtype: jnp.dtype) -> Play:
+def _compile(part: Step | Exchange, dtype: jnp.dtype) -> Drive:
     if not isinstance(part, Exchange):
         step = jax.jit(part, donate_argnums=0)
         return lambda state, victim: step(state)
@@ -152,21 +158,21 @@ def _compile(part: Step | Exchange, dtype: jnp.dtype) -> Play:
     @jax.jit
     def propose(state: TrainState, index: Array) -> tuple[Array, Any]:
         images, carry = part.propose(state, index)
-        return pixels.as_sent(images, dtype), carry
+        return pixels.encode(images, dtype), carry
 
     def answered(
-        state: TrainState, carry: Any, images: Array, answers: Array
+        state: TrainState, carry: Any, sent: Array, answers: Array
     ) -> tuple[TrainState, Metrics]:
-        return part.learn(account(state, answers), carry, images, answers)
+        return part.learn(account(state, answers), carry, pixels.decode(sent), answers)
 
     learn = jax.jit(answered, donate_argnums=0)
 
-    def play(state: TrainState, victim: Ask) -> tuple[TrainState, Metrics]:
+    def play(state: TrainState, victim: Trade) -> tuple[TrainState, Metrics]:
         metrics: Metrics = {}
         for index in range(part.times):
             images, carry = propose(state, jnp.int32(index))
-            answers = jnp.asarray(victim(jax.device_get(images)))
-            state, metrics = learn(state, carry, images, answers)
+            sent, answers = victim(jax.device_get(images))
+            state, metrics = learn(state, carry, sent, answers)
         return state, metrics
 
     return play

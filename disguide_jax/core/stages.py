@@ -1,5 +1,7 @@
 """Where a round stands among the stages of a run, and what has been spent by then."""
 
+import math
+
 from disguide_jax.core.types import Stage
 
 
@@ -16,6 +18,18 @@ def stage_at(stages: tuple[Stage, ...], round_: int) -> tuple[Stage, int]:
             return stage, first
         first += stage.num_rounds
     raise ValueError(f"round {round_} of {first}")
+
+
+def paid_for(stages: tuple[Stage, ...], queries: int) -> tuple[Stage, ...]:
+    """The rounds that so many queries pay for, from the first on."""
+    played = []
+    for stage in stages:
+        num_rounds = min(stage.num_rounds, queries // stage.queries if stage.queries else math.inf)
+        played.append(stage._replace(num_rounds=int(num_rounds)))
+        queries -= played[-1].num_rounds * stage.queries
+        if num_rounds < stage.num_rounds:
+            break
+    return tuple(played)
 
 
 def queries_after(stages: tuple[Stage, ...], num_rounds: int) -> int:

@@ -14,6 +14,7 @@ from disguide_jax.core.types import Array, Key, TrainState
 SAMPLES = 2**31 - 1  # the latent vectors behind samples/
 SHUFFLE, PROXY, PRIOR, VALIDATION, DISCRIMINATOR = range(2**31 - 10, 2**31 - 5)  # of dfms
 RESTART = 2**31 - 20  # fresh networks in a run that is stuck
+FIDELITY = 2**31 - 21  # images that only measure fidelity
 
 
 # Of an epoch and of a step of a victim's training.

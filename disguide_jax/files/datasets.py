@@ -41,6 +41,7 @@ class Info(NamedTuple):
     channels: int
     mean: tuple[float, ...]  # of pixels in [0, 1], per channel, for networks trained on it
     std: tuple[float, ...]
+    size: int = IMAGE_SIZE  # height and width of its images
 
 
 class _Known(NamedTuple):

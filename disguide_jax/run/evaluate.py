@@ -1,8 +1,9 @@
 """How good the clones are: accuracy of single clones and votes, fidelity to the victim.
 
-Test images never touch training, and asking the victim about them is not a query.
+Test images never touch training, and asking the victim about them is no part of the budget.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,73 +19,106 @@ from disguide_jax.files import datasets
 from disguide_jax.options import VictimConfig
 from disguide_jax.victims.network import Victim, load_network, make_victim, normalisation
 
-PADDING = -1  # label of the rows that fill up the last batch
+PADDING = -1  # label of the rows that fill up the last batch, and of what nobody knows
 
 
 class TestSet(NamedTuple):
     """Test images on the device, in equal batches; B batches."""
 
     images: Array  # [B, N, H, W, channels] uint8
-    labels: Array  # [B, N] int32, PADDING where there is no image
-    victim_labels: Array  # [B, N] int32
+    labels: Array  # [B, N] int32, PADDING where there is no image or no known label
+    victim_labels: Array  # [B, N] int32, PADDING where there is no image
 
 
 class Scores(NamedTuple):
-    """Fractions in [0, 1]."""
+    """Fractions in [0, 1]; accuracies are nan where nobody knows the true labels."""
 
     clone_accuracy: np.ndarray  # [C]
     soft_vote_accuracy: float  # of the class with the largest sum of softmaxes (Section 3)
     hard_vote_accuracy: float  # of the class that most clones name
     fidelity: float  # how often the soft vote agrees with the victim
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the true labels are known."""
+        return not math.isnan(self.soft_vote_accuracy)
+
 
 def make_test_set(
-    victim: Victim, images: np.ndarray, labels: np.ndarray, *, batch_size: int | None = None
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    victim_labels: np.ndarray,
+    *,
+    batch_size: int | None = None,
 ) -> TestSet:
-    """Asks the victim about the test images once.
+    """Test images in batches on the device.
 
     Args:
-      victim: whose labels the fidelity is measured against.
       images: [M, H, W, channels] uint8.
-      labels: [M] integers.
+      labels: [M] integers; None where nobody knows them.
+      victim_labels: [M] integers, what the victim said, which fidelity is measured against.
       batch_size: N, if not what suits the backend; the last batch is padded.
     """
     batch_size = min(batch_size or backend.tested_at_once(), len(images))
     padding = -len(images) % batch_size
     images = np.pad(images, [(0, padding)] + [(0, 0)] * 3)
-    labels = np.pad(labels, (0, padding), constant_values=PADDING).astype(np.int32)
-    batches = jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:]))
+    unknown = np.full(len(victim_labels), PADDING)
+
+    def batches(values: np.ndarray) -> Array:
+        padded = np.pad(values, (0, padding), constant_values=PADDING).astype(np.int32)
+        return jnp.asarray(padded.reshape(-1, batch_size))
+
+    return TestSet(
+        jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:])),
+        batches(unknown if labels is None else labels),
+        batches(victim_labels),
+    )
+
+
+def labels_of(victim: Victim, images: np.ndarray) -> np.ndarray:
+    """What a victim says of real images [M, H, W, channels] uint8, [M] int32."""
+    batch_size = min(backend.tested_at_once(), len(images))
+    padded = np.pad(images, [(0, -len(images) % batch_size)] + [(0, 0)] * 3)
 
     @jax.jit
     def ask(victim: Victim, images: Array) -> Array:
         return to_labels(victim(victim.to_input_space(pixels.decode(images))))
 
-    victim_labels = jnp.stack([ask(victim, batch) for batch in batches])
-    return TestSet(batches, jnp.asarray(labels.reshape(-1, batch_size)), victim_labels)
+    batches = padded.reshape(-1, batch_size, *images.shape[1:])
+    return np.concatenate([ask(victim, batch) for batch in batches])[: len(images)]
 
 
-def victim_accuracy(test_set: TestSet) -> float:
-    """The victim's accuracy on the test images."""
-    right = (test_set.victim_labels == test_set.labels) & (test_set.labels != PADDING)
-    return int(right.sum()) / num_images(test_set)
+def victim_accuracy(test_set: TestSet) -> float | None:
+    """The victim's accuracy on the test images; None where no true labels are known."""
+    known = test_set.labels != PADDING
+    if not known.any():
+        return None
+    return int(((test_set.victim_labels == test_set.labels) & known).sum()) / int(known.sum())
 
 
 def num_images(test_set: TestSet) -> int:
     """How many test images there are, without padding."""
-    return int((test_set.labels != PADDING).sum())
+    return int((test_set.victim_labels != PADDING).sum())
 
 
-def make_evaluate(clones: Net, victim: Victim) -> Callable[[Variables, TestSet], Scores]:
-    """A function that scores stacked clones on a test set, one compiled batch at a time."""
+def make_evaluate(
+    clones: Net, victim: Victim | None = None
+) -> Callable[[Variables, TestSet], Scores]:
+    """A function that scores stacked clones on a test set, one compiled batch at a time.
+
+    Args:
+      clones: stacked networks.
+      victim: whose input space they work in, if not images in [-1, 1].
+    """
 
     @jax.jit
-    def count(variables: Variables, victim: Victim, batch: TestSet) -> dict[str, Array]:
-        images = victim.to_input_space(pixels.decode(batch.images))
+    def count(variables: Variables, victim: Victim | None, batch: TestSet) -> dict[str, Array]:
+        images = pixels.decode(batch.images)
+        images = images if victim is None else victim.to_input_space(images)
         logits, _ = clones.apply(variables, images, train=False)
-        real = batch.labels != PADDING
 
         def agreeing(answers: Array, truth: Array) -> Array:
-            return ((answers == truth) & real).sum()
+            return ((answers == truth) & (truth != PADDING)).sum()
 
         soft = soft_vote(logits)
         return {
@@ -92,33 +126,35 @@ def make_evaluate(clones: Net, victim: Victim) -> Callable[[Variables, TestSet],
             "soft_vote": agreeing(soft, batch.labels),
             "hard_vote": agreeing(hard_vote(logits), batch.labels),
             "fidelity": agreeing(soft, batch.victim_labels),
-            "images": real.sum(),
+            "labelled": (batch.labels != PADDING).sum(),
+            "images": (batch.victim_labels != PADDING).sum(),
         }
 
     def evaluate(variables: Variables, test_set: TestSet) -> Scores:
         batches = (jax.tree.map(lambda x, i=i: x[i], test_set) for i in range(len(test_set[0])))
         counts = [count(variables, victim, batch) for batch in batches]
         total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(counts))
-        images = total.pop("images")
-        share = {name: value / images for name, value in total.items()}
+        labelled = total["labelled"] or math.nan
         return Scores(
-            clone_accuracy=share["clones"],
-            soft_vote_accuracy=float(share["soft_vote"]),
-            hard_vote_accuracy=float(share["hard_vote"]),
-            fidelity=float(share["fidelity"]),
+            clone_accuracy=total["clones"] / labelled,
+            soft_vote_accuracy=float(total["soft_vote"] / labelled),
+            hard_vote_accuracy=float(total["hard_vote"] / labelled),
+            fidelity=float(total["fidelity"] / total["images"]),
         )
 
     return evaluate
 
 
 def scores_line(scores: Scores) -> dict[str, Any]:
-    """Scores under their names in the log."""
-    return {
-        "eval/soft_vote_accuracy": scores.soft_vote_accuracy,
-        "eval/hard_vote_accuracy": scores.hard_vote_accuracy,
-        "eval/clone_accuracy": scores.clone_accuracy.tolist(),
-        "eval/fidelity": scores.fidelity,
-    }
+    """Scores under their names in the log, but for those that are not known."""
+    line: dict[str, Any] = {"eval/fidelity": scores.fidelity}
+    if scores.labelled:
+        line |= {
+            "eval/soft_vote_accuracy": scores.soft_vote_accuracy,
+            "eval/hard_vote_accuracy": scores.hard_vote_accuracy,
+            "eval/clone_accuracy": scores.clone_accuracy.tolist(),
+        }
+    return line
 
 
 def report(config: VictimConfig, dataset: str, data_dir: str, predictions: str) -> str:
@@ -140,8 +176,7 @@ def report(config: VictimConfig, dataset: str, data_dir: str, predictions: str) 
     mean, std = normalisation(config, info)
     test = datasets.load(dataset, "test", data_dir)
     oracle = make_victim(net, variables, mean=mean, std=std, hard_labels=True)
-    test_set = make_test_set(oracle, test.images, test.labels)
-    answers = np.asarray(test_set.victim_labels).reshape(-1)[: len(test.labels)]
+    answers = labels_of(oracle, test.images)
     if predictions:
         try:
             with open(predictions, "wb") as file:

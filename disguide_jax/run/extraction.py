@@ -6,8 +6,8 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,25 @@ from disguide_jax.errors import UserError
 from disguide_jax.files import atomic
 from disguide_jax.files import workdir as workdir_files
 from disguide_jax.files.checkpoint import Checkpoints
-from disguide_jax.run import advice, evaluate, guard, needs, pictures, recorder, session, signals
+from disguide_jax.files.ledger import Spent
+from disguide_jax.run import (
+    advice,
+    asked,
+    evaluate,
+    guard,
+    needs,
+    paying,
+    pictures,
+    recorder,
+    session,
+    signals,
+)
 from disguide_jax.run import program as programs
 from disguide_jax.run import summary as summaries
 from disguide_jax.run.loop import CHECKPOINT, EVALUATE, LOG, Call, Happened, Loop
 from disguide_jax.run.program import Program
 from disguide_jax.run.progress import Clock, Progress
+from disguide_jax.victims.paid import Paid
 
 NUM_SAMPLES = 64
 SECONDS_BETWEEN_PICTURES = 60  # at least, until the last one
@@ -53,7 +66,7 @@ def train_and_evaluate(
     workdir = pathlib.Path(workdir)
     summary_path = workdir / "summary.json"
     programs.resolve(config)
-    contents, places = programs.contents_of(config), programs.places_of(config)
+    contents, places = asked.contents_of(config), asked.places_of(config)
     config, started = session.take_up(workdir, config, contents, places, extend=extend)
     if (
         started
@@ -65,25 +78,52 @@ def train_and_evaluate(
 
     program = programs.build(config)
     needs.check_fits(program, workdir)
-    with session.opened(workdir) as saved:
+    try:
+        summary = run(program, workdir, contents, places, started)
+    except Spent:
+        print("What was sent more than once leaves less for the last rounds.", flush=True)
+        return train_and_evaluate(config, workdir, extend=extend)
+    print(summaries.report(summary), flush=True)
+    if config.guard != "off":
+        for hint in advice.advise(workdir_files.read_log(workdir)):
+            print(f"hint       {hint}", flush=True)
+    return summary
+
+
+def run(
+    program: Program,
+    workdir: pathlib.Path,
+    contents: workdir_files.Hashes,
+    places: dict[str, str],
+    started: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Begins or continues in a workdir; returns what `summary.json` holds.
+
+    Raises:
+      Spent: an endpoint was sent so much more than once that the rounds that were planned cannot
+        be paid for. What was answered is in the ledger, and whoever continues plans anew.
+      UserError: see `train_and_evaluate`.
+    """
+    summary_path = workdir / "summary.json"
+    with session.opened(workdir) as saved, signals.stop_requests() as stop:
         restored = saved.restore(program.template)
-        print(needs.describe(program, workdir), flush=True)
         if restored is None:
             state, progress = start(program), Progress(contents=contents)
         else:
             state, progress = restored[0], Progress.from_dict(restored[1])
             workdir_files.refuse_other_contents(progress.contents, contents, places, workdir)
-            print(f"continues after {int(state.queries):,} queries", flush=True)
-        summary_path.unlink(missing_ok=True)  # of the smaller budget, when extending
-        workdir_files.write_started(workdir, program.config, contents, started)
-        state, scores = play(program, state, progress, saved, workdir)
-        summary = summaries.summarise(program, state, progress, scores)
+        with paying.opened(program, workdir, progress.received, stop) as paid:
+            test_set = paying.make_test_set(program, paid)
+            print(needs.describe(program, test_set, workdir), flush=True)
+            if restored is not None:
+                print(f"continues after {int(state.queries):,} queries", flush=True)
+            summary_path.unlink(missing_ok=True)  # of the smaller budget, when extending
+            workdir_files.write_started(workdir, program.config, contents, started)
+            place = Place(workdir, saved, test_set, paid, stop)
+            state, scores = play(program, place, state, progress)
+            summary = summaries.summarise(program, state, progress, scores, test_set, paid)
         summaries.save_networks(program, state, workdir)
         atomic.write_json(summary_path, summary)
-    print(summaries.report(summary), flush=True)
-    if config.guard != "off":
-        for hint in advice.advise(workdir_files.read_log(workdir)):
-            print(f"hint       {hint}", flush=True)
     return summary
 
 
@@ -92,12 +132,18 @@ def start(program: Program) -> TrainState:
     return jax.jit(lambda: programs.init_state(program.kit))()
 
 
+class Place(NamedTuple):
+    """Where a run is played: an open workdir, and what belongs to it."""
+
+    workdir: pathlib.Path
+    saved: Checkpoints
+    test_set: evaluate.TestSet
+    paid: Paid | None  # the victim behind its ledger, where it is an endpoint
+    stop: Sequence[int]  # filled when the run should end
+
+
 def play(
-    program: Program,
-    state: TrainState,
-    progress: Progress,
-    saved: Checkpoints,
-    workdir: pathlib.Path,
+    program: Program, place: Place, state: TrainState, progress: Progress
 ) -> tuple[TrainState, evaluate.Scores]:
     """Plays the rounds that are left; logs, evaluates, draws and saves on the way.
 
@@ -107,18 +153,14 @@ def play(
     Raises:
       AssertionError: the victim was not sent what the method states that it sends.
     """
-    config = program.config
+    config, stop, saved = program.config, place.stop, place.saved
     start_again = jax.jit(
         functools.partial(programs.restart, program.kit), static_argnames="clones_too"
     )
-    with contextlib.ExitStack() as stack:
-        observer = stack.enter_context(
-            contextlib.closing(Observer(program, workdir, progress, int(state.round)))
-        )
-        stop = stack.enter_context(signals.stop_requests())
+    with contextlib.closing(Observer(program, place, progress, int(state.round))) as observer:
         loop = Loop(
-            make_calls(program),
-            program.stages,
+            make_calls(program, place.paid, int(state.queries)),
+            paying.payable_stages(program, place.paid),
             functools.partial(event_intervals, config),
             rounds_per_call=config.rounds_per_call,
             state=state,
@@ -139,6 +181,7 @@ def play(
             if CHECKPOINT in happened.due or give_up or stop:
                 progress.wall_seconds = observer.clock.wall_seconds()
                 progress.log_bytes = observer.log.sync()
+                progress.received = place.paid.counts if place.paid else []
                 saved.save(loop.state, dataclasses.asdict(progress))
                 observer.draw(at_once=happened.finished)
             if give_up:
@@ -156,15 +199,31 @@ def play(
         return loop.state, observer.scores or observer.score(loop.state)
 
 
-def make_calls(program: Program) -> dict[str, Call[TrainState]]:
-    """Compiled rounds of every stage, by its name, with the victim."""
+def make_calls(
+    program: Program, paid: Paid | None, num_queries: int
+) -> dict[str, Call[TrainState]]:
+    """Compiled rounds of every stage, by its name, with the victim.
 
-    def of_stage(stage: Stage) -> Call[TrainState]:
+    Args:
+      program: of the run.
+      paid: the victim, where it is an endpoint.
+      num_queries: training images that were sent before.
+    """
+
+    def of_network(stage: Stage) -> Call[TrainState]:
         looped = program.config.rounds_per_call > 1
         call = make_call(program.call(stage), looped=looped)
-        return lambda state, num_rounds: call(state, program.victim, num_rounds)
+        return lambda state, num_rounds: call(state, program.network_victim, num_rounds)
 
-    return {stage.name: of_stage(stage) for stage in program.stages}
+    if paid is None:
+        return {stage.name: of_network(stage) for stage in program.stages}
+    trade = paying.make_trade(paid, num_queries)
+
+    def of_endpoint(stage: Stage) -> Call[TrainState]:
+        round_ = program.drive(stage)
+        return lambda state, num_rounds: (*round_(state, trade), jnp.int32(1))
+
+    return {stage.name: of_endpoint(stage) for stage in program.stages}
 
 
 def event_intervals(config: Config, stage: Stage) -> dict[str, int]:
@@ -191,21 +250,20 @@ class Observer:
 
     Args:
       program: of the run.
-      workdir: where log and pictures go.
+      place: where log and pictures go, and what the clones are tested on.
       progress: which is added to.
       num_rounds: done before.
     """
 
-    def __init__(
-        self, program: Program, workdir: pathlib.Path, progress: Progress, num_rounds: int
-    ):
-        self._program, self._workdir, self._progress = program, workdir, progress
+    def __init__(self, program: Program, place: Place, progress: Progress, num_rounds: int):
+        self._program, self._place, self._progress = program, place, progress
+        workdir, victim = place.workdir, None if place.paid else program.network_victim
         spent = stages.queries_after(program.stages, num_rounds)
         self.clock = Clock(progress.wall_seconds, spent)
         self.log = recorder.MetricsLog(workdir, num_bytes=progress.log_bytes, step=spent)
         self.shown = recorder.Bar(total=program.queries, done=spent)
         self.scores: evaluate.Scores | None = None
-        self._evaluate = evaluate.make_evaluate(program.networks.exact_clones, program.victim)
+        self._evaluate = evaluate.make_evaluate(program.networks.exact_clones, victim)
         self._sample = make_sample(program)
         self._drawn = time.perf_counter()
 
@@ -216,7 +274,7 @@ class Observer:
 
     def score(self, state: TrainState) -> evaluate.Scores:
         """The scores of the clones as the attacker takes them."""
-        return self._evaluate(self._program.method.result(state), self._program.test_set)
+        return self._evaluate(self._program.method.result(state), self._place.test_set)
 
     def look(self, happened: Happened, state: TrainState, spent: int) -> list[str]:
         """Logs and evaluates what is due; returns what the guard finds stuck."""
@@ -237,8 +295,8 @@ class Observer:
             self.scores = self.score(state)
             line |= evaluate.scores_line(self.scores)
             self._progress.note(self.scores, spent)
-            (self._workdir / "samples").mkdir(exist_ok=True)
-            pictures.save_image_grid(self._workdir / "samples" / f"{spent:09}.png", images)
+            (self._place.workdir / "samples").mkdir(exist_ok=True)
+            pictures.save_image_grid(self._place.workdir / "samples" / f"{spent:09}.png", images)
         self.log.write(spent, line)
         self.shown.report(spent, line)
         if stuck:
@@ -254,8 +312,8 @@ class Observer:
     def draw(self, *, at_once: bool) -> None:
         """Draws overview.png, which takes half a second: at once, or not sooner than is due."""
         if at_once or time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
-            accuracy = evaluate.victim_accuracy(self._program.test_set)
-            pictures.save_overview(self._workdir, victim_accuracy=accuracy)
+            accuracy = evaluate.victim_accuracy(self._place.test_set)
+            pictures.save_overview(self._place.workdir, victim_accuracy=accuracy)
             self._drawn = time.perf_counter()
 
 

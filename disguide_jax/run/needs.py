@@ -13,12 +13,12 @@ from disguide_jax.config import Config
 from disguide_jax.core import backend
 from disguide_jax.core.types import Learner, TrainState, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.files import checkpoint, datasets
-from disguide_jax.run import evaluate
-from disguide_jax.run.program import Program, boundaries_of, make_trained, resolve, task_of
+from disguide_jax.files import checkpoint
+from disguide_jax.run import asked, evaluate
+from disguide_jax.run.program import Program, boundaries_of, make_trained, resolve
 
 
-def describe(program: Program, workdir: pathlib.Path) -> str:
+def describe(program: Program, test_set: evaluate.TestSet, workdir: pathlib.Path) -> str:
     """What the run is about to do."""
     config, template = program.config, program.template
     left_over = config.query_budget - program.queries
@@ -27,14 +27,11 @@ def describe(program: Program, workdir: pathlib.Path) -> str:
         + (f" ({stage.name})" if len(program.stages) > 1 else "")
         for stage in program.stages
     )
-    model = program.victim_model
-    accuracy = evaluate.victim_accuracy(program.test_set)
-    num_images = evaluate.num_images(program.test_set)
     replay = template.replay
     rows = {
         "method": f"{config.method}, {config.labels} labels, seed {config.seed}",
-        "victim": f"{model.model}, {_count(program.victim.variables)} parameters, "
-        f"{accuracy:.4f} on {num_images:,} {config.dataset} test images ({config.victim.weights})",
+        "victim": program.about_victim,
+        "tested": _tested(config, test_set),
         "clones": f"{config.num_clones} x {config.clones.model}, "
         f"{_count(template.clones, share=config.num_clones)} parameters each",
         "generator": f"{_count(template.generator)} parameters",
@@ -51,6 +48,14 @@ def describe(program: Program, workdir: pathlib.Path) -> str:
         "workdir": str(workdir),
     }
     return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
+
+
+def _tested(config: Config, test_set: evaluate.TestSet) -> str:
+    """What clones are tested on, and how often the victim is right there."""
+    accuracy, num_images = evaluate.victim_accuracy(test_set), evaluate.num_images(test_set)
+    if accuracy is None:
+        return f"on {num_images:,} random shapes, paid from the budget: fidelity only"
+    return f"on {num_images:,} test images of {config.dataset}; victim {accuracy:.4f}"
 
 
 def _rates(program: Program) -> str:
@@ -130,8 +135,7 @@ def _device_memory() -> int | None:
 
 def say_needs(config: Config) -> str:
     """What a run needs of the machine, known without victim and images."""
-    info = datasets.describe(config.dataset, config.data_dir)
-    template = make_trained(resolve(config), task_of(info))[2]
+    template = make_trained(resolve(config), asked.task_of(asked.describe(config)))[2]
     return (
         f"{_size(_num_bytes(template))} on the device and what its rounds take, "
         f"{_size(_bytes_on_disk(config, template))} of disk"

@@ -31,7 +31,7 @@ def save_image_grid(path: pathlib.Path, images: np.ndarray) -> None:
     Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
 
 
-def save_overview(workdir: pathlib.Path, *, victim_accuracy: float) -> None:
+def save_overview(workdir: pathlib.Path, *, victim_accuracy: float | None) -> None:
     """Writes WORKDIR/overview.png from its metrics.jsonl and samples/ alone."""
     lines = read_log(workdir)
     figure = Figure(figsize=(11, 8.5), layout="constrained")
@@ -49,8 +49,17 @@ def save_overview(workdir: pathlib.Path, *, victim_accuracy: float) -> None:
         figure.savefig(file, dpi=100, metadata={"Software": None}, format="png")
 
 
-def draw_accuracy(axes: Axes, lines: Sequence[dict[str, Any]], victim_accuracy: float) -> None:
-    """Soft vote, single clones, and the victim as a line."""
+def draw_accuracy(
+    axes: Axes, lines: Sequence[dict[str, Any]], victim_accuracy: float | None
+) -> None:
+    """Soft vote, single clones, and the victim as a line; fidelity where no labels are known."""
+    axes.set_ylim(0, 1.04)
+    axes.grid(alpha=0.3)
+    if victim_accuracy is None:
+        axes.plot(*series(lines, "eval/fidelity"), color="tab:blue", linewidth=2, marker=".")
+        axes.set(title="fidelity: how often the clones say what the victim says")
+        axes.set_xlim(left=0)
+        return
     queries, soft_vote = series(lines, "eval/soft_vote_accuracy")
     _, clones = series(lines, "eval/clone_accuracy")
     for i, accuracy in enumerate(clones.T):
@@ -58,9 +67,8 @@ def draw_accuracy(axes: Axes, lines: Sequence[dict[str, Any]], victim_accuracy: 
         axes.plot(queries, accuracy, color="tab:gray", linewidth=0.8, label=label)
     axes.plot(queries, soft_vote, color="tab:blue", linewidth=2, marker=".", label="soft vote")
     axes.axhline(victim_accuracy, color="black", linestyle="--", linewidth=1, label="victim")
-    axes.set(title="accuracy on the test images", ylim=(0, 1.04))
+    axes.set(title="accuracy on the test images")
     axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 
 

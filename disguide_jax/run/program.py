@@ -1,9 +1,11 @@
 """A configuration turned into objects, here and once: no other module asks what its words mean.
 
 `resolve` leaves nothing to choose, and `build` makes of it a `Program`: method, stages,
-networks, optimisers, victim, test images. What is said of answers is read by `answering`.
+networks, optimisers, victim. What is said of the victim is read by `asked`, of answers by
+`answering`.
 """
 
+import copy
 from typing import NamedTuple
 
 import jax
@@ -13,10 +15,9 @@ import optax
 from disguide_jax import models
 from disguide_jax.config import Config, spelled_out, validate
 from disguide_jax.core import backend, images, learn, replay, stages, streams
-from disguide_jax.core.exchange import Kit, Method, Play, fuse
+from disguide_jax.core.exchange import Drive, Kit, Method, Play, Round, drive, fuse
 from disguide_jax.core.types import (
     Array,
-    Ask,
     Average,
     Metrics,
     Net,
@@ -27,11 +28,11 @@ from disguide_jax.core.types import (
     TrainState,
 )
 from disguide_jax.errors import UserError
-from disguide_jax.files import datasets, weights
 from disguide_jax.methods import METHODS
-from disguide_jax.run import answering, evaluate
+from disguide_jax.run import answering, asked
 from disguide_jax.settings import refuse_ignored
 from disguide_jax.victims import network
+from disguide_jax.victims.host import Endpoint
 
 
 class Program(NamedTuple):
@@ -41,9 +42,8 @@ class Program(NamedTuple):
     method: Method
     stages: tuple[Stage, ...]
     kits: dict[str, Kit]  # by the stage's name
-    victim: network.Victim
-    victim_model: weights.Architecture
-    test_set: evaluate.TestSet
+    victim: network.Victim | Endpoint
+    about_victim: str  # what it is in words
     template: TrainState  # shapes
 
     @property
@@ -66,9 +66,28 @@ class Program(NamedTuple):
         """What is trained."""
         return self.kit.networks
 
+    @property
+    def network_victim(self) -> network.Victim:
+        """The victim whose weights are at hand.
+
+        Raises:
+          UserError: it is an endpoint.
+        """
+        if isinstance(self.victim, network.Victim):
+            return self.victim
+        raise UserError(
+            f"config.victim.endpoint is {self.config.victim.endpoint!r}; this needs a victim whose "
+            "weights are at hand (config.victim.weights)"
+        )
+
     def call(self, stage: Stage) -> Play:
-        """One round of a stage, not yet compiled."""
+        """One round of a stage with a victim that can be traced, not yet compiled."""
         return make_play(self.kits[stage.name], stage)
+
+    def drive(self, stage: Stage) -> Drive:
+        """One round of a stage with a victim on the host, its parts compiled."""
+        kit = self.kits[stage.name]
+        return drive(round_of(kit, stage), kit.query_dtype)
 
 
 def resolve(config: Config) -> Config:
@@ -85,6 +104,8 @@ def resolve(config: Config) -> Config:
     if config.precision == "auto":
         config.precision = backend.usual_dtype().name
     config.clones.width = config.clones.width or models.usual_width(config.clones.model)
+    if config.victim.endpoint:
+        config.rounds_per_call = 1
     config.rounds_per_call = config.rounds_per_call or backend.rounds_a_call()
     kept, config.query_dtype = config.replay.dtype, query_dtype(config)
     if method.keeps_replay and kept not in ("float32", config.query_dtype):
@@ -96,66 +117,22 @@ def resolve(config: Config) -> Config:
 
 
 def build(config: Config) -> Program:
-    """Loads the victim and the test images and makes everything else, on the device.
+    """Loads the victim and makes everything else, on the device.
 
     Raises:
       UserError: something in the configuration, the weights or the data is wrong.
     """
     config = resolve(config)
-    info = datasets.describe(config.dataset, config.data_dir)
-    net, variables, model = network.load_network(
-        config.victim, num_classes=info.num_classes, channels=info.channels
-    )
-    mean, std = network.normalisation(config.victim, info)
-    config.victim.model, config.victim.width = model.model, model.width
-    config.victim.mean, config.victim.std = mean, std
-    test = datasets.load(config.dataset, "test", config.data_dir)
-    oracle = network.make_victim(
-        net,
-        variables,
-        mean=mean,
-        std=std,
-        hard_labels=config.labels == "hard",
-        knows_transform=config.victim.input_space == "post-transform",
-    )
-    task = task_of(info)._replace(mean=mean, std=std)
+    victim, task, about = asked.load(config)
     stages, kits, template = make_trained(config, task)
     return Program(
         config=config,
         method=method_of(config),
         stages=stages,
         kits=kits,
-        victim=oracle,
-        victim_model=model,
-        test_set=evaluate.make_test_set(oracle, test.images, test.labels),
+        victim=victim,
+        about_victim=about,
         template=template,
-    )
-
-
-def contents_of(config: Config) -> dict[str, str]:
-    """Hashes of the content of victim and test images: what they are, not where they lie.
-
-    Raises:
-      UserError: one of them is absent or damaged.
-    """
-    victim = network.fingerprint(config.victim)  # first: of what may be absent it says more
-    test = datasets.load(config.dataset, "test", config.data_dir)
-    return {"victim": victim, "test images": datasets.fingerprint(test)}
-
-
-def places_of(config: Config) -> dict[str, str]:
-    """Where the contents are read from, for messages."""
-    return {"victim": config.victim.weights, "test images": f"data set {config.dataset}"}
-
-
-def task_of(info: datasets.Info) -> Task:
-    """What is classified, with the data set's usual normalisation."""
-    return Task(
-        size=datasets.IMAGE_SIZE,
-        channels=info.channels,
-        num_classes=info.num_classes,
-        mean=info.mean,
-        std=info.std,
     )
 
 
@@ -201,11 +178,15 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
     Raises:
       UserError: it does not pay for a single round.
     """
-    stages = method_of(config).stages(config)
+    kept_apart = asked.num_fidelity_images(config)
+    left = copy.deepcopy(config)
+    left.query_budget -= kept_apart
+    stages = method_of(config).stages(left)
     if stages[-1].num_rounds < 1:
         raise UserError(
             f"config.query_budget is {config.query_budget:,}; it must be at least "
-            f"{stages[-1].queries:,}, which is what one round costs"
+            f"{stages[-1].queries + kept_apart:,}, which is what one round costs"
+            + (f", with {kept_apart:,} to measure fidelity" if kept_apart else "")
         )
     return stages
 
@@ -279,7 +260,12 @@ def make_optimizers(config: Config, stage: Stage) -> Optimizers:
 
 
 def query_dtype(config: Config) -> str:
-    """What images are rounded to before they are sent: what the replay keeps, or else nothing."""
+    """What images are rounded to before they are sent: what the replay keeps, or else nothing.
+
+    An endpoint takes uint8.
+    """
+    if config.victim.endpoint:
+        return "uint8"
     if config.query_dtype != "auto":
         return config.query_dtype
     return config.replay.dtype if method_of(config).keeps_replay else "float32"
@@ -320,24 +306,28 @@ def init_state(kit: Kit) -> TrainState:
     return state.replace(extra=method.init(kit, state))
 
 
+def round_of(kit: Kit, stage: Stage) -> Round:
+    """The parts of one round of a stage."""
+    parts = method_of(kit.config).make_round(kit, stage)
+    decay = kit.config.clones.average_decay
+    if not decay:
+        return parts
+
+    def follow(state: TrainState) -> tuple[TrainState, Metrics]:
+        if not isinstance(state.average, Average):
+            raise AssertionError("the state keeps no average of the clones")
+        return state.replace(average=learn.follow(state.average, state.clones, decay)), {}
+
+    return *parts, follow
+
+
 def make_play(kit: Kit, stage: Stage) -> Play:
     """The pure function (state, victim) -> (state, metrics) of one round of a stage.
 
     `victim` is any pytree that can be called with images [N, H, W, channels] in [-1, 1] and
     answers with probabilities [N, K] or labels [N]; see `disguide_jax.victims`.
     """
-    play = fuse(method_of(kit.config).make_round(kit, stage), kit.query_dtype)
-    decay = kit.config.clones.average_decay
-    if not decay:
-        return play
-
-    def play_and_average(state: TrainState, victim: Ask) -> tuple[TrainState, Metrics]:
-        state, metrics = play(state, victim)
-        if not isinstance(state.average, Average):
-            raise AssertionError("the state keeps no average of the clones")
-        return state.replace(average=learn.follow(state.average, state.clones, decay)), metrics
-
-    return play_and_average
+    return fuse(round_of(kit, stage), kit.query_dtype)
 
 
 def restart(kit: Kit, state: TrainState, *, clones_too: bool) -> TrainState:

@@ -25,6 +25,7 @@ class Progress:
         default_factory=lambda: {f"{m:g}": None for m in MILESTONES}
     )
     wall_seconds: float = 0.0
+    received: list[int] = dataclasses.field(default_factory=list)  # see Ledger.received
     contents: dict[str, str] = dataclasses.field(default_factory=dict)  # hashes, see config.json
 
     @classmethod
@@ -35,6 +36,8 @@ class Progress:
     def note(self, scores: evaluate.Scores, queries: int) -> None:
         """Keeps the maximum and the first evaluation at which each milestone was reached."""
         accuracy = scores.soft_vote_accuracy
+        if not scores.labelled:
+            return
         self.max_soft_vote_accuracy = max(self.max_soft_vote_accuracy, accuracy)
         for milestone, reached in self.queries_to.items():
             if reached is None and accuracy >= float(milestone):

@@ -36,7 +36,7 @@ def take_up[Kind: (Config, VictimTrainingConfig)](
         return config, None
     before = started.get("contents")
     # What is in the victim's file counts, not where it lies.
-    ignoring = ("victim.weights",) if before else ()
+    ignoring = ("victim.weights", "victim.endpoint") if before else ()
     files.refuse_other_config(started["config"], config, workdir, extend=extend, ignoring=ignoring)
     files.refuse_other_contents(before, contents, places, workdir)
     return files.adopt(config, started), started

@@ -12,14 +12,30 @@ from disguide_jax.files.workdir import provenance
 from disguide_jax.run import evaluate
 from disguide_jax.run.program import Program
 from disguide_jax.run.progress import Progress
+from disguide_jax.victims.paid import Paid
 
 
 def summarise(
-    program: Program, state: TrainState, progress: Progress, scores: evaluate.Scores
+    program: Program,
+    state: TrainState,
+    progress: Progress,
+    scores: evaluate.Scores,
+    test_set: evaluate.TestSet,
+    paid: Paid | None,
 ) -> dict[str, Any]:
-    """The content of summary.json; `scores` are those of the final clones."""
-    clones = program.method.result(state)
-    queries, config = int(state.queries), program.config
+    """The content of summary.json.
+
+    Args:
+      program: of the run.
+      state: the last.
+      progress: what the host knows.
+      scores: of the final clones.
+      test_set: that they are scored on.
+      paid: the ledger's side of an endpoint; None where the victim is a network at hand.
+    """
+    clones, config = program.method.result(state), program.config
+    queries = paid.received if paid else int(state.queries)
+    known = scores.labelled
     return {
         "config": to_dict(config),
         "method": config.method,
@@ -27,11 +43,12 @@ def summarise(
         "query_budget": config.query_budget,
         "queries": queries,
         "rounds": int(state.round),
-        "victim_accuracy": evaluate.victim_accuracy(program.test_set),
-        "soft_vote_accuracy": scores.soft_vote_accuracy,
-        "hard_vote_accuracy": scores.hard_vote_accuracy,
-        "clone_accuracy": scores.clone_accuracy.tolist(),
-        "max_soft_vote_accuracy": progress.max_soft_vote_accuracy,
+        "evaluation_queries": paid.received_for_tests if paid else None,
+        "victim_accuracy": evaluate.victim_accuracy(test_set),
+        "soft_vote_accuracy": scores.soft_vote_accuracy if known else None,
+        "hard_vote_accuracy": scores.hard_vote_accuracy if known else None,
+        "clone_accuracy": scores.clone_accuracy.tolist() if known else None,
+        "max_soft_vote_accuracy": progress.max_soft_vote_accuracy if known else None,
         "fidelity": scores.fidelity,
         "queries_to": progress.queries_to,
         "wall_seconds": progress.wall_seconds,
@@ -80,14 +97,23 @@ def clones_sha256(clones: Variables) -> str:
 
 
 def report(summary: dict[str, Any]) -> str:
-    """The end of a run in three lines."""
-    clones = ", ".join(f"{a:.4f}" for a in summary["clone_accuracy"])
-    victim_accuracy, soft_vote = summary["victim_accuracy"], summary["soft_vote_accuracy"]
-    share = f"{soft_vote / victim_accuracy:.1%} of " if victim_accuracy else ""
-    return (
-        f"soft vote  {soft_vote:.4f}, {share}the victim's {victim_accuracy:.4f} "
-        f"(clones {clones}; maximum {summary['max_soft_vote_accuracy']:.4f})\n"
-        f"fidelity   {summary['fidelity']:.4f}\n"
+    """The end of a run in a few lines."""
+    lines = [f"fidelity   {summary['fidelity']:.4f}"]
+    soft_vote, victim_accuracy = summary["soft_vote_accuracy"], summary["victim_accuracy"]
+    if soft_vote is not None:
+        clones = ", ".join(f"{a:.4f}" for a in summary["clone_accuracy"])
+        share = f"{soft_vote / victim_accuracy:.1%} of " if victim_accuracy else ""
+        lines.insert(
+            0,
+            f"soft vote  {soft_vote:.4f}, {share}the victim's {victim_accuracy:.4f} "
+            f"(clones {clones}; maximum {summary['max_soft_vote_accuracy']:.4f})",
+        )
+    lines.append(
         f"queries    {summary['queries']:,} of {summary['query_budget']:,}, "
         f"{summary['queries_per_second']:,.0f} a second, {summary['wall_seconds']:.0f} s"
     )
+    if summary["evaluation_queries"]:
+        lines.append(f"tested     with {summary['evaluation_queries']:,} images beside the budget")
+    if by := summary["config"]["victim"]["authorised_by"]:
+        lines.append(f"allowed    by {by}")
+    return "\n".join(lines)

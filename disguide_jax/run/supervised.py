@@ -36,8 +36,9 @@ from disguide_jax.files import atomic, datasets, weights
 from disguide_jax.files import workdir as workdir_files
 from disguide_jax.files.checkpoint import Checkpoints
 from disguide_jax.run import recorder, session, signals
+from disguide_jax.run.asked import task_of
 from disguide_jax.run.loop import CHECKPOINT, EVALUATE, LOG, Loop, Sums
-from disguide_jax.run.program import compute_dtype, task_of
+from disguide_jax.run.program import compute_dtype
 from disguide_jax.settings import get_value, settings
 from disguide_jax.victims.network import Victim, make_victim
 

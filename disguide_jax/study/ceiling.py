@@ -7,7 +7,7 @@ from disguide_jax.config import Config
 from disguide_jax.core import learn, pixels, streams
 from disguide_jax.core.types import Array, Key, Learner
 from disguide_jax.files import datasets
-from disguide_jax.run import evaluate, program
+from disguide_jax.run import evaluate, paying, program
 
 
 def ceiling(config: Config) -> evaluate.Scores:
@@ -27,6 +27,7 @@ def ceiling(config: Config) -> evaluate.Scores:
     """
     run = program.build(config)
     kit, stage, net = run.kit, run.stages[-1], run.networks.clones
+    victim = run.network_victim
     images, _ = datasets.load(run.config.dataset, "train", run.config.data_dir)
     init_key, key = jax.random.split(jax.random.key(run.config.seed))
     learner = learn.start(net.init(init_key), kit.tx.clones)
@@ -34,14 +35,13 @@ def ceiling(config: Config) -> evaluate.Scores:
     @jax.jit
     def step(learner: Learner, images: Array, key: Key) -> Learner:
         chosen = jax.random.randint(key, (run.config.batch_size,), 0, len(images))
-        seen = run.victim.to_input_space(pixels.decode(images[chosen]))
-        answers = run.victim(seen)
+        seen = victim.to_input_space(pixels.decode(images[chosen]))
+        answers = victim(seen)
         return learn.teach(learner, net, kit.tx.clones, kit.answers.loss, seen, answers)[0]
 
     on_device = jax.device_put(images)
     updates = range(stage.num_rounds * stage.clone_updates)
     for i in tqdm.tqdm(updates, "updates", leave=False, disable=None):
         learner = step(learner, on_device, streams.of_step(key, i, streams.ORDER))
-    return evaluate.make_evaluate(run.networks.exact_clones, run.victim)(
-        learner.variables, run.test_set
-    )
+    test_set = paying.make_test_set(run)
+    return evaluate.make_evaluate(run.networks.exact_clones, victim)(learner.variables, test_set)

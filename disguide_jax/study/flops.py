@@ -17,7 +17,7 @@ from disguide_jax.config import Config, VictimTrainingConfig, validate
 from disguide_jax.core import backend, supervised
 from disguide_jax.core.types import Array
 from disguide_jax.files import datasets
-from disguide_jax.run import program
+from disguide_jax.run import asked, program
 from disguide_jax.victims import network
 
 MATMULS = 4  # in one call
@@ -67,7 +67,7 @@ def flops_of(function: Callable[..., object], *arguments: object) -> int:
 def extraction_flops(config: Config) -> int:
     """Of all rounds, without evaluations; neither images nor the victim's weights are needed."""
     info = datasets.describe(config.dataset, config.data_dir)
-    stages, kits, state = program.make_trained(program.resolve(config), program.task_of(info))
+    stages, kits, state = program.make_trained(program.resolve(config), asked.task_of(info))
     net = models.make_classifier(
         config.victim.model,
         width=config.victim.width,
@@ -106,7 +106,7 @@ def training_flops(config: VictimTrainingConfig) -> int:
     train_set = jax.eval_shape(
         lambda: supervised.Images(jnp.zeros(size, jnp.uint8), jnp.zeros(num_images, jnp.int32))
     )
-    train_step = supervised.make_train_step(config, net, tx, program.task_of(info))
+    train_step = supervised.make_train_step(config, net, tx, asked.task_of(info))
     return config.epochs * steps_per_epoch * flops_of(train_step, state, train_set)
 
 

@@ -23,7 +23,7 @@ from disguide_jax.core import backend, replay
 from disguide_jax.core.exchange import Kit
 from disguide_jax.core.types import Array, TrainState
 from disguide_jax.files import checkpoint, datasets
-from disguide_jax.run import program
+from disguide_jax.run import asked, program
 from disguide_jax.settings import get_value, set_value
 
 MIN_TURNS = 3
@@ -82,7 +82,7 @@ def make_row(case: str, seconds: np.ndarray, **more: object) -> Row:
 
 def make_kit(config: Config) -> Kit:
     """What is trained in the last stage, in the configured precision, without a victim."""
-    task = program.task_of(datasets.describe(config.dataset, config.data_dir))
+    task = asked.task_of(datasets.describe(config.dataset, config.data_dir))
     networks = program.make_networks(config, task)
     return program.make_kit(config, task, networks, program.stages_of(config)[-1])
 

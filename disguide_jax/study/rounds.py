@@ -17,7 +17,7 @@ from disguide_jax.core.types import Array, Learner, TrainState
 from disguide_jax.errors import UserError
 from disguide_jax.methods import disguide
 from disguide_jax.options import RANDOM_WEIGHTS
-from disguide_jax.run import evaluate, extraction, program
+from disguide_jax.run import evaluate, extraction, paying, program
 from disguide_jax.run.loop import Sums
 from disguide_jax.study import flops, measure
 from disguide_jax.study.measure import Row, Say
@@ -56,7 +56,7 @@ def bench_round(config: Config, seconds: float, vary: Sequence[str], say: Say) -
 
     medians = {name: float(np.median(turns)) for name, turns in times.items()}
     total = medians["round"] + medians["evaluation"] + medians["checkpoint"]
-    num_flops = flops.flops_of(make_step(run), run.template, run.victim)
+    num_flops = flops.flops_of(make_step(run), run.template, run.network_victim)
     peak = matmul_flops / float(times["matmul"].min())
     sent = run.stages[-1].queries
     more = {
@@ -112,20 +112,20 @@ class Playing:
     def __init__(self, run: program.Program, call: jax.stages.Wrapped | jax.stages.Compiled):
         config, self._run, self._call = run.config, run, call
         self.state = measure.make_state(run.kit, size=len(run.template.replay.images))
-        self.test_set = run.test_set
+        self.test_set = paying.make_test_set(run)
         if config.dataset.startswith("noise"):
-            repeats = NOISE_BATCH // evaluate.num_images(run.test_set)
+            repeats = NOISE_BATCH // evaluate.num_images(self.test_set)
             self.test_set = jax.tree.map(
-                lambda x: jnp.concatenate([x] * repeats, axis=1), run.test_set
+                lambda x: jnp.concatenate([x] * repeats, axis=1), self.test_set
             )
         self.host_seconds: list[float] = []  # of each call
-        self._score = evaluate.make_evaluate(run.networks.exact_clones, run.victim)
+        self._score = evaluate.make_evaluate(run.networks.exact_clones, run.network_victim)
 
     def play(self) -> TrainState:
         """One call of the compiled step, and what the host does before and after."""
         start = time.perf_counter()
         num_rounds = self._run.config.rounds_per_call
-        self.state, *returned = self._call(self.state, self._run.victim, num_rounds)
+        self.state, *returned = self._call(self.state, self._run.network_victim, num_rounds)
         sent = time.perf_counter()
         jax.block_until_ready(self.state)
         back = time.perf_counter()
@@ -186,7 +186,7 @@ class Playing:
 
         return {
             "generator_step": lambda: generator_step(generator, clones),
-            "victim": lambda: ask(self._run.victim, images),
+            "victim": lambda: ask(self._run.network_victim, images),
             "clone_steps": clone_steps,
             "replay": use_replay,
         }
@@ -217,7 +217,9 @@ def compile_round(run: program.Program) -> tuple[jax.stages.Compiled, dict[str, 
             compilation_cache.reset_cache()
             for name in ("compile_cold_seconds", "compile_warm_seconds"):
                 start = time.perf_counter()
-                lowered = make_call(run).lower(run.template, run.victim, run.config.rounds_per_call)
+                lowered = make_call(run).lower(
+                    run.template, run.network_victim, run.config.rounds_per_call
+                )
                 call = lowered.compile()
                 seconds[name] = time.perf_counter() - start
         finally:
@@ -257,7 +259,7 @@ def bench_variation(run: program.Program, config: Config, seconds: float, **vari
     case = "round," + "=".join(str(value) for value in varied.values())
     turns = measure.take_turns({case: playing.play}, seconds)[case] / run.config.rounds_per_call
     median = float(np.median(turns))
-    num_flops = flops.flops_of(make_step(run), shapes, run.victim)
+    num_flops = flops.flops_of(make_step(run), shapes, run.network_victim)
     return measure.make_row(
         case,
         turns,

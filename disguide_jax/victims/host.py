@@ -3,21 +3,31 @@
 All take uint8 images [N, H, W, channels] and return probabilities [N, K] or labels [N].
 """
 
+import functools
+import importlib
+import os
+import sys
+import traceback
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from disguide_jax.errors import UserError
+from disguide_jax.victims.contract import Contract
+
+KEY = "config.victim.endpoint"
+PYTHON, ONNX, HTTP = "python:", "onnx:", ("http://", "https://")
+
 Count = Callable[[int], None]
-"""It is called with n before n images are sent once more, or with -n after it turned out that n never
-were. It may raise: then nothing more is sent."""
+"""It is called with n before n images are sent once more, or with -n when it turns out that n
+never were. It may raise: then nothing more is sent."""
 
 
 class Endpoint(Protocol):
     """Whoever answers, on the host."""
 
     name: str  # as the configuration has it, for messages
-    fingerprint: str  # of its content where that can be seen, or else of its name
 
     def ask(self, images: np.ndarray, count: Count) -> np.ndarray:
         """Answers to uint8 images [N, H, W, channels], checked against the contract.
@@ -30,3 +40,63 @@ class Endpoint(Protocol):
 
     def close(self) -> None:
         """Gives back what it holds, connections above all."""
+
+
+class PythonFunction:
+    """A function of the user's own, python:package.module:function.
+
+    It takes uint8 images [N, H, W, channels] and returns probabilities [N, K] or labels [N].
+
+    Args:
+      name: as the configuration has it.
+      contract: that its answers must keep.
+
+    Raises:
+      UserError: there is no such module or function, or the module fails.
+    """
+
+    def __init__(self, name: str, contract: Contract):
+        self.name, self._contract = name, contract
+        module, colon, function = name.removeprefix(PYTHON).partition(":")
+        if not module or not colon or not function:
+            raise UserError(f"{KEY} is {name!r}; it must be {PYTHON}package.module:function")
+        if os.getcwd() not in sys.path:  # of a console command
+            sys.path.insert(0, os.getcwd())
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            where = f"looked in {', '.join(path or '.' for path in sys.path[:3])}, ..."
+            raise UserError(f"{KEY}: {name}: {error} ({where})") from error
+        except Exception as error:
+            raise UserError(f"{KEY}: {name}: importing {module} fails: {_said(error)}") from error
+        try:
+            self._function = functools.reduce(getattr, function.split("."), found)
+        except AttributeError as error:
+            raise UserError(f"{KEY}: {name}: {error}") from error
+        if not callable(self._function):
+            raise UserError(
+                f"{KEY}: {name}: it is a {type(self._function).__name__}, not a function"
+            )
+
+    def ask(self, images: np.ndarray, count: Count) -> np.ndarray:
+        """Answers to uint8 images [N, H, W, channels].
+
+        Raises:
+          UserError: it raises something, or its answers break the contract.
+        """
+        del count  # it is called once
+        try:
+            answers = self._function(images.copy())  # it may write into them
+        except Exception as error:
+            raise UserError(f"{self.name} raised {_said(error)}") from error
+        return self._contract.check(answers, len(images), self.name)
+
+    def close(self) -> None:
+        """Has nothing to give back."""
+
+
+def _said(error: Exception) -> str:
+    """An exception in one line, with the place in the user's code that raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    return f"{message} ({place.filename}, line {place.lineno})"

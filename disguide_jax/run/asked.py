@@ -1,0 +1,111 @@
+"""The victim of a run: a network whose weights are at hand, or an endpoint on the host."""
+
+import jax
+
+from disguide_jax.config import Config
+from disguide_jax.core.types import Task
+from disguide_jax.errors import UserError
+from disguide_jax.files import datasets
+from disguide_jax.settings import get_value
+from disguide_jax.victims import endpoints, network
+from disguide_jax.victims.contract import Contract
+from disguide_jax.victims.host import Endpoint
+
+MOST_FIDELITY_IMAGES, FIDELITY_SHARE = 1_000, 50  # of the budget one in so many
+
+
+def load(config: Config) -> tuple[network.Victim | Endpoint, Task, str]:
+    """The victim, what it classifies, and what it is in words.
+
+    What the configuration leaves to the victim's file is filled in.
+
+    Raises:
+      UserError: something about the victim or the data set is wrong.
+    """
+    info = describe(config)
+    if config.victim.endpoint:
+        contract = Contract(
+            info.num_classes,
+            hard_labels=config.labels == "hard",
+            top_k=config.victim.top_k,
+            decimals=config.victim.decimals,
+        )
+        endpoint = endpoints.connect(config.victim, contract)
+        return endpoint, task_of(info), config.victim.endpoint
+    net, variables, model = network.load_network(
+        config.victim, num_classes=info.num_classes, channels=info.channels
+    )
+    mean, std = network.normalisation(config.victim, info)
+    config.victim.model, config.victim.width = model.model, model.width
+    config.victim.mean, config.victim.std = mean, std
+    victim = network.make_victim(
+        net,
+        variables,
+        mean=mean,
+        std=std,
+        hard_labels=config.labels == "hard",
+        knows_transform=config.victim.input_space == "post-transform",
+    )
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(variables.params))
+    task = task_of(info)._replace(mean=mean, std=std)
+    return victim, task, f"{model.model}, {num_params:,} parameters ({config.victim.weights})"
+
+
+def describe(config: Config) -> datasets.Info:
+    """What is classified: that of the data set or, without one, what is said of the victim.
+
+    Raises:
+      UserError: they contradict each other, or neither says it.
+    """
+    keys = {"num_classes": "num_classes", "channels": "channels", "size": "image_size"}
+    said = {name: get_value(config.victim, key) for name, key in keys.items()}
+    if not config.dataset:
+        for name, value in said.items():
+            if not value:
+                raise UserError(
+                    f"config.victim.{keys[name]} is {value}; without a data set (config.dataset is "
+                    "empty) it must be set"
+                )
+        half = (0.5,) * said["channels"]
+        return datasets.Info(mean=half, std=half, **said)
+    info = datasets.describe(config.dataset, config.data_dir)
+    for name, value in said.items():
+        if value not in (0, getattr(info, name)):
+            raise UserError(
+                f"config.victim.{keys[name]} is {value}, but that of the data set "
+                f"{config.dataset} is {getattr(info, name)}"
+            )
+    return info
+
+
+def task_of(info: datasets.Info) -> Task:
+    """What is classified, with the data set's usual normalisation."""
+    return Task(info.size, info.channels, info.num_classes, info.mean, info.std)
+
+
+def contents_of(config: Config) -> dict[str, str]:
+    """Hashes of the content of victim and test images: what they are, not where they lie.
+
+    Raises:
+      UserError: one of them is absent or damaged.
+    """
+    victim = config.victim  # first: of what may be absent it says more
+    hashes = {"victim": (endpoints if victim.endpoint else network).fingerprint(victim)}
+    if config.dataset:
+        test = datasets.load(config.dataset, "test", config.data_dir)
+        hashes["test images"] = datasets.fingerprint(test)
+    return hashes
+
+
+def places_of(config: Config) -> dict[str, str]:
+    """Where the contents are read from, for messages."""
+    victim = config.victim.endpoint or config.victim.weights
+    return {"victim": victim, "test images": f"data set {config.dataset}"}
+
+
+def num_fidelity_images(config: Config) -> int:
+    """Images of the budget that are kept apart, to measure fidelity where there is no data set."""
+    if config.dataset:
+        return 0
+    usual = min(MOST_FIDELITY_IMAGES, config.query_budget // FIDELITY_SHARE)
+    return config.fidelity_images or max(1, usual)

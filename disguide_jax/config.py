@@ -192,12 +192,12 @@ def validate(config: Config | VictimTrainingConfig) -> None:
     for key, known in settings(type(config)).items():
         check(key, known.allows(get_value(config, key)), known.right or "a finite number")
     if isinstance(config, Config):
+        check_victim(config, check)
         check(
             "victim.model",
             config.victim.model != "" or config.victim.weights != RANDOM_WEIGHTS,
             "a model when the weights are random",
         )
-        check_victim(config, check)
         check(
             "generator.count",
             config.batch_size % config.generator.count == 0

@@ -92,11 +92,13 @@ class Ledger:
             self._file = self._path.open("a+b", buffering=0)
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
-        end = self._read()
-        if end == 0:
-            body = json.dumps(format._asdict()).encode()
-            self._append(OPENED, TRAINING, 0, 0, body)
-            atomic.sync(folder)
+        try:
+            if self._read() == 0:
+                self._append(OPENED, TRAINING, 0, 0, json.dumps(format._asdict()).encode())
+                atomic.sync(folder)
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> "Ledger":
         return self
@@ -137,13 +139,11 @@ class Ledger:
     def send(self, account: int, position: int, images: np.ndarray) -> None:
         """Notes that images [N, H, W, channels] are about to be sent for the first time."""
         num, body = len(images), np.ascontiguousarray(images, np.uint8).tobytes()
-        self.received[account] += num
         at = self._append(SENT, account, num, position, body)
         self._entries[account, position] = _Entry(num, at, None)
 
     def send_again(self, account: int, num: int) -> None:
         """Notes that `num` images are about to be sent once more; below 0: that they were not."""
-        self.received[account] += num
         self._append(AGAIN, account, num, 0, b"")
 
     def answer(self, account: int, position: int, answers: np.ndarray) -> None:
@@ -160,7 +160,7 @@ class Ledger:
 
     def _append(self, kind: int, account: int, num: int, position: int, body: bytes) -> int:
         """Writes a record, on the disk when this returns; returns where its payload is."""
-        received = self.received[account]
+        received = self.received[account] + (num if kind in (SENT, AGAIN) else 0)
         head = HEADER.pack(
             MAGIC, kind, account, num, position, received, len(body), zlib.crc32(body)
         )
@@ -173,6 +173,7 @@ class Ledger:
         except OSError:
             self._file.truncate(start)
             raise
+        self.received[account] = received
         return start + HEADER.size + SEAL.size
 
     def _array(self, at: int, num: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

@@ -1,0 +1,239 @@
+"""Whole runs against a Python function: what it gets, what is counted, what is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_script
+
+from disguide_jax.config import validate
+from disguide_jax.errors import UserError
+from disguide_jax.run import extraction
+from disguide_jax.settings import set_value
+
+VICTIM = '''
+"""The class of an image is its brightness; every image is counted in a file."""
+import os
+import numpy as np
+
+def count(images):
+    assert images.dtype == np.uint8
+    with open("count", "ab", buffering=0) as file:
+        file.write(b"." * len(images))
+
+def levels(images):
+    count(images)
+    return images.reshape(len(images), -1).mean(axis=1) / 25.6
+
+def labels(images):
+    return levels(images).astype(int)
+
+def probs(images):
+    answers = np.exp(-np.square(levels(images)[:, None] - np.arange(10)))
+    return answers / answers.sum(axis=1, keepdims=True)
+
+def raises(images):
+    raise RuntimeError("out of order")
+
+def raises_later(images):
+    answers = labels(images)
+    if os.path.getsize("count") > 560:
+        raise RuntimeError("out of order")
+    return answers
+
+not_a_function = 3
+'''
+
+
+@pytest.fixture
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "brightness.py").write_text(VICTIM)
+    yield
+    sys.modules.pop("brightness", None)
+
+
+def config_of(function="labels", name="digits_hard", **changes):
+    config = load_script(ROOT / f"configs/{name}.py").get_config("smoke")
+    config.victim.weights = ""
+    config.victim.endpoint = f"python:brightness:{function}"
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return config
+
+
+def without_data(config):
+    config.dataset = ""
+    config.victim.num_classes, config.victim.channels, config.victim.image_size = 10, 1, 32
+    return config
+
+
+def counted(folder="."):
+    return os.path.getsize(os.path.join(folder, "count"))
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("digits_hard", "labels"),
+        pytest.param("digits_soft", "probs", marks=pytest.mark.slow),
+        pytest.param("digits_dfme", "probs", marks=pytest.mark.slow),
+        pytest.param("digits_maze", "probs", marks=pytest.mark.slow),
+        pytest.param("digits_dual_students", "probs", marks=pytest.mark.slow),
+        pytest.param("digits_dfms", "labels", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("_here")
+def test_every_method_copies_a_function_and_counts_as_it_does(name, function, tmp_path):
+    config = config_of(function, name)
+    summary = extraction.train_and_evaluate(config, tmp_path / "w")
+    assert summary["evaluation_queries"] == 500
+    assert summary["queries"] + 500 == counted()
+    assert summary["queries"] <= config.query_budget
+    assert 0 <= summary["soft_vote_accuracy"] <= 1
+    assert (tmp_path / "w/overview.png").exists()
+
+
+@pytest.mark.usefixtures("_here")
+def test_without_a_data_set_accuracies_are_null_and_fidelity_is_paid_for(tmp_path):
+    config = without_data(config_of("labels", query_budget=200))
+    summary = extraction.train_and_evaluate(config, tmp_path / "w")
+    for name in ("victim_accuracy", "soft_vote_accuracy", "hard_vote_accuracy", "clone_accuracy"):
+        assert summary[name] is None
+    assert summary["max_soft_vote_accuracy"] is None
+    assert 0 <= summary["fidelity"] <= 1
+    assert summary["queries"] == counted() == 4 + 24 * 8  # 2 %, and what is left in full rounds
+    assert summary["evaluation_queries"] == 0
+    assert (tmp_path / "w/overview.png").exists()
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_function_that_fails_ends_the_run_and_the_same_command_goes_on(tmp_path):
+    config = config_of("raises_later", query_budget=120)
+    with pytest.raises(UserError, match=r"raised RuntimeError: out of order \(.*brightness\.py"):
+        extraction.train_and_evaluate(config, tmp_path / "w")
+    source = (tmp_path / "brightness.py").read_text()
+    (tmp_path / "brightness.py").write_text(source.replace("> 560", "> 10000"))
+    del sys.modules["brightness"]
+    summary = extraction.train_and_evaluate(config, tmp_path / "w")
+    assert counted() == summary["queries"] + 500
+    assert summary["queries"] == 120  # the batch that failed was sent twice, so 14 rounds
+    assert summary["rounds"] == 14
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ("python:brightness:absent", "no attribute 'absent'"),
+        ("python:no_such_module:labels", "No module named 'no_such_module'"),
+        ("python:brightness:not_a_function", "int, not a function"),
+        ("python:brightness", "package.module:function"),
+        ("python::labels", "package.module:function"),
+        ("ftp://x", "must begin with python:"),
+        ("python:broken:labels", r"importing broken fails: ZeroDivisionError.*broken\.py, line 1"),
+        ("python:brightness:raises", "RuntimeError: out of order"),
+        ("python:brightness:probs", None),  # an attacker may take the largest
+    ],
+)
+@pytest.mark.usefixtures("_here")
+def test_an_endpoint_that_is_not_there_is_named(tmp_path, endpoint, said):
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    config = config_of()
+    config.victim.endpoint = endpoint
+    if said is None:
+        extraction.train_and_evaluate(config, tmp_path / "w")
+        return
+    with pytest.raises(UserError, match=said) as error:
+        extraction.train_and_evaluate(config, tmp_path / "w")
+    assert "config.victim.endpoint" in str(error.value) or endpoint in str(error.value)
+
+
+@pytest.mark.usefixtures("_here")
+def test_labels_where_probabilities_were_agreed_are_refused(tmp_path):
+    config = config_of("labels", "digits_soft")
+    with pytest.raises(UserError, match=r"brightness:labels answered.*config\.labels=hard"):
+        extraction.train_and_evaluate(config, tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("victim.weights", "random", "either a file of weights"),
+        ("victim.endpoint", "", "either a file of weights"),
+        ("query_dtype", "float32", "uint8"),
+        ("victim.input_space", "post-transform", "pre-transform"),
+        ("fidelity_images", 10, "0 where there is a data set"),
+    ],
+)
+def test_keys_that_contradict_an_endpoint_are_refused(key, value, said):
+    config = config_of()
+    set_value(config, key, value)
+    with pytest.raises(UserError, match=said):
+        validate(config)
+
+
+@pytest.mark.usefixtures("_here")
+def test_what_is_said_of_the_victim_must_agree_with_the_data_set(tmp_path):
+    config = config_of()
+    config.victim.num_classes = 7
+    with pytest.raises(UserError, match="num_classes is 7, but that of the data set digits is 10"):
+        extraction.train_and_evaluate(config, tmp_path / "w")
+    config = without_data(config_of())
+    config.victim.channels = 0
+    with pytest.raises(UserError, match=r"victim\.channels is 0; without a data set"):
+        extraction.train_and_evaluate(config, tmp_path / "w")
+
+
+def test_keys_of_endpoints_are_refused_where_the_weights_are_at_hand():
+    config = load_script(ROOT / "configs/digits_hard.py").get_config("smoke")
+    config.victim.top_k = 3
+    with pytest.raises(UserError, match=r"victim\.top_k is 3"):
+        validate(config)
+
+
+@pytest.mark.slow
+def test_after_twenty_kills_the_function_has_counted_what_the_summary_says(tmp_path):
+    (tmp_path / "brightness.py").write_text(VICTIM)
+    budget = 3000
+    command = [
+        *(sys.executable, "-m", "disguide_jax.main", "--workdir=w"),
+        f"--config={ROOT / 'configs/digits_hard.py'}:smoke",
+        "--config.victim.weights=",
+        "--config.victim.endpoint=python:brightness:labels",
+        f"--config.query_budget={budget}",
+        "--config.checkpoint_every_queries=200",
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    chance, kills = random.Random(0), 0
+    while True:
+        with (tmp_path / "output").open("ab") as output:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=output, stderr=output
+            )
+        count, seen = tmp_path / "count", 0
+        seen = count.stat().st_size if count.exists() else 0
+        while kills < 20 and process.poll() is None:  # until it has asked a little more
+            if count.exists() and count.stat().st_size > seen + chance.randint(0, 100):
+                time.sleep(chance.uniform(0, 0.01))
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.001)
+        if process.wait() == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, (tmp_path / "output").read_text()
+    summary = json.loads((tmp_path / "w/summary.json").read_text())
+    assert kills == 20
+    assert counted(tmp_path) == summary["queries"] + summary["evaluation_queries"]
+    assert summary["queries"] <= budget
+    assert summary["evaluation_queries"] >= 500
+    # Each kill costs one batch at most; the rest of the budget was learnt from.
+    assert summary["rounds"] * 8 >= budget - 21 * 8
+    assert np.isfinite(summary["soft_vote_accuracy"])

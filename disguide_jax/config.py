@@ -17,6 +17,7 @@ from disguide_jax.options import (
     DfmsConfig,
     DisguideConfig,
     GeneratorConfig,
+    OfflineConfig,
     ReplayConfig,
     ScheduleConfig,
     VictimConfig,
@@ -80,7 +81,7 @@ class Config:
         least=0,
         auto=True,
     )
-    method: str = setting("disguide", "disguide, dual_students, dfme, maze or dfms")
+    method: str = setting("disguide", "disguide, dual_students, dfme, maze, dfms or offline")
     seed: int = setting(0, "of all random numbers", least=0, most=MAX_SEED)
     batch_size: int = setting(
         256, "images that are sent at once", least=2, must_be="at least 2, for batch statistics"
@@ -97,6 +98,7 @@ class Config:
     disguide: DisguideConfig = dataclasses.field(default_factory=DisguideConfig)
     zeroth_order: ZerothOrderConfig = dataclasses.field(default_factory=ZerothOrderConfig)
     dfms: DfmsConfig = dataclasses.field(default_factory=DfmsConfig)
+    offline: OfflineConfig = dataclasses.field(default_factory=OfflineConfig)
     guard: str = setting(
         "warn",
         "what a run does from now on that is stuck, see disguide_jax/guard.py",

@@ -255,6 +255,16 @@ class ZerothOrderConfig:
 
 
 @dataclasses.dataclass
+class OfflineConfig:
+    """What offline learns from, without a query."""
+
+    queries: str = setting(
+        "", "a transfer set, from scripts/export_queries.py; what is in it counts", resume=True
+    )
+    epochs: int = setting(50, "passes over it, in random batches", least=1)
+
+
+@dataclasses.dataclass
 class DfmsConfig:
     """The stages of dfms; its last one follows the keys that all methods have."""
 

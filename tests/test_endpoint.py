@@ -93,12 +93,20 @@ def counted(folder="."):
 @pytest.mark.usefixtures("_here")
 def test_every_method_copies_a_function_and_counts_as_it_does(name, function, tmp_path):
     config = config_of(function, name)
+    if config.method in ("dfme", "maze"):
+        config.zeroth_order.epsilon = 1.0
     summary = extraction.train_and_evaluate(config, tmp_path / "w")
     assert summary["evaluation_queries"] == 500
     assert summary["queries"] + 500 == counted()
     assert summary["queries"] <= config.query_budget
     assert 0 <= summary["soft_vote_accuracy"] <= 1
     assert (tmp_path / "w/overview.png").exists()
+
+
+@pytest.mark.usefixtures("_here")
+def test_steps_that_8_bits_round_away_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"epsilon is 0\.001.*dfme needs at least 0\.43"):
+        extraction.train_and_evaluate(config_of("probs", "digits_dfme"), tmp_path / "w")
 
 
 @pytest.mark.usefixtures("_here")
@@ -196,6 +204,46 @@ def test_keys_of_endpoints_are_refused_where_the_weights_are_at_hand():
     config.victim.top_k = 3
     with pytest.raises(UserError, match=r"victim\.top_k is 3"):
         validate(config)
+
+
+@pytest.mark.parametrize("data", [True, False])
+@pytest.mark.usefixtures("_here")
+def test_what_was_answered_trains_other_clones_for_no_query(tmp_path, monkeypatch, data):
+    def change(config):
+        return config if data else without_data(config)
+
+    first = extraction.train_and_evaluate(change(config_of("probs", "digits_soft")), tmp_path / "w")
+    before = counted()
+    script = load_script("export_queries")
+    monkeypatch.setattr(sys, "argv", ["export_queries", str(tmp_path / "w"), "set.npz"])
+    script.main()
+    with np.load("set.npz") as kept:
+        assert kept["images"].shape == (40, 32, 32, 1)
+        assert kept["answers"].shape == (40, 10)
+        assert len(kept["test_images"]) == (500 if data else 1)
+    config = change(config_of("probs", "digits_soft", method="offline", seed=5))
+    config.offline.queries, config.offline.epochs = "set.npz", 3
+    config.clones.model = "lenet5"
+    summary = extraction.train_and_evaluate(config, tmp_path / "offline")
+    assert counted() == before
+    assert summary["queries"] == summary["evaluation_queries"] == 0
+    assert summary["rounds"] == 3 * 40 // 8
+    assert summary["clones_sha256"] != first["clones_sha256"]
+    assert (summary["soft_vote_accuracy"] is not None) == data
+
+    config.labels = "hard"
+    assert extraction.train_and_evaluate(config, tmp_path / "hard")["rounds"] == 15
+    with np.load("set.npz") as kept:
+        arrays = dict(kept)
+    arrays["images"] = arrays["images"][:, :28]
+    np.savez("cut.npz", **arrays)
+    config.offline.queries = "cut.npz"
+    with pytest.raises(UserError, match=r"cut\.npz: its images are \[40, 28, 32, 1\]"):
+        extraction.train_and_evaluate(config, tmp_path / "cut")
+    for name, said in (("", "is empty"), ("absent.npz", "no file"), ("count", "damaged")):
+        config.offline.queries = name
+        with pytest.raises(UserError, match=said):
+            extraction.train_and_evaluate(config, tmp_path / "none")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The ledger against kills, damage and a plain model of what was sent."""
 
+import contextlib
 import logging
 import struct
 
@@ -223,10 +224,8 @@ def test_counts_agree_with_who_receives_however_often_it_fails_and_is_opened_aga
     ledger = Ledger(folder, FORMAT)
     for position, failing, opened_again in steps:
         endpoint.failing = failing
-        try:
+        with contextlib.suppress(UserError, Spent):
             make_paid(ledger, endpoint, budget=12).ask(TRAINING, 2 * position, images(position))
-        except (UserError, Spent):
-            pass
         if opened_again:
             with ledger:
                 pass

@@ -79,6 +79,7 @@ class Method(NamedTuple):
     ignores: tuple[str, ...] = ()  # keys that may only have their default, or all below "KEY."
     keeps_replay: bool = False
     has_discriminator: bool = False
+    learns_from_file: bool = False  # the replay is filled from a transfer set at the start
     can_restart: bool = True
     optimizers: Callable[[Config, Stage], Optimizers] | None = None  # None: the usual ones
     init: Callable[[Kit, TrainState], Any] = lambda kit, state: ()  # -> state.extra

@@ -8,6 +8,7 @@ A step changes a pixel by some 1e-5, so two things must be true that nothing els
 victim and clones compute in real float32, and images reach the victim unrounded.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from disguide_jax.config import Config
-from disguide_jax.core import learn, streams
+from disguide_jax.core import learn, pixels, streams
 from disguide_jax.core.answers import CloneLoss
 from disguide_jax.core.exchange import Exchange, Kit, Learn
 from disguide_jax.core.types import Array, Key, Learner, Metrics, Net, TrainState, Variables
@@ -50,6 +51,31 @@ def check(config: Config) -> None:
             f"config.labels is 'hard'; {config.method} needs 'soft', because it estimates its "
             "generator's gradient from small changes of probabilities, and labels do not change"
         )
+    if config.victim.endpoint:
+        check_visible(config)
+    else:
+        check_exact(config)
+    if config.generator.gray_every:
+        raise UserError(
+            f"config.generator.gray_every is {config.generator.gray_every}; {config.method} "
+            "turns no images gray: set it to 0"
+        )
+
+
+def check_visible(config: Config) -> None:
+    """Raises UserError for steps that the 8 bits of an endpoint's images would round away."""
+    size, channels = config.victim.image_size or 32, config.victim.channels or 3
+    least = math.sqrt(size**2 * channels) / pixels.HALF_RANGE  # one level in each pixel
+    if config.zeroth_order.epsilon < least:
+        raise UserError(
+            f"config.zeroth_order.epsilon is {config.zeroth_order.epsilon:g}; for an endpoint, "
+            f"which takes images of 8 bits, {config.method} needs at least {least:.2f}: a shorter "
+            "step changes hardly any pixel"
+        )
+
+
+def check_exact(config: Config) -> None:
+    """Raises UserError for images in which a step along a direction would be lost."""
     for key, value in (("query_dtype", config.query_dtype), ("replay.dtype", config.replay.dtype)):
         if value not in ("auto", "float32"):
             raise UserError(
@@ -57,11 +83,6 @@ def check(config: Config) -> None:
                 "pixels by about 2e-5, and images of 8 bits (steps of 8e-3) or bfloat16 (up to "
                 "4e-3) would round that away"
             )
-    if config.generator.gray_every:
-        raise UserError(
-            f"config.generator.gray_every is {config.generator.gray_every}; {config.method} "
-            "turns no images gray: set it to 0"
-        )
 
 
 def draw_directions(key: Key, num: int, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

@@ -27,7 +27,7 @@ import pathlib
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -99,6 +99,31 @@ class Ledger:
         except BaseException:
             self._file.close()
             raise
+
+    @classmethod
+    def opened(cls, folder: pathlib.Path) -> "Ledger":
+        """The ledger that is there, of whatever format.
+
+        Raises:
+          UserError: there is none, or its beginning is damaged.
+        """
+        path = folder / "queries.bin"
+        try:
+            with path.open("rb") as file:
+                header, problem = _read_header(file)
+                body = file.read(header.num_bytes) if header else b""
+        except FileNotFoundError as error:
+            raise UserError(
+                f"there is no {path}: only runs whose victim is an endpoint keep a ledger"
+            ) from error
+        if not header or problem or header.kind != OPENED or zlib.crc32(body) != header.checksum:
+            raise UserError(f"{path}: its beginning is damaged, so that nothing in it is known")
+        return cls(folder, _format_of(body))
+
+    @property
+    def format(self) -> Format:
+        """Shapes and types of images and answers."""
+        return self._format
 
     def __enter__(self) -> "Ledger":
         return self
@@ -186,7 +211,8 @@ class Ledger:
         """Reads all records; what follows damage is put aside. Returns where the next one goes."""
         at, size = 0, os.fstat(self._file.fileno()).st_size
         while at < size:
-            header, problem = self._header_at(at)
+            self._file.seek(at)
+            header, problem = _read_header(self._file)
             body_at = at + HEADER.size + SEAL.size
             if header and not problem:
                 self._file.seek(body_at)
@@ -205,20 +231,8 @@ class Ledger:
             at = body_at + header.num_bytes
         return at
 
-    def _header_at(self, at: int) -> tuple[_Header | None, str]:
-        self._file.seek(at)
-        head = self._file.read(HEADER.size + SEAL.size)
-        if len(head) < HEADER.size + SEAL.size:
-            return None, "is cut"
-        magic, *fields = HEADER.unpack(head[: HEADER.size])
-        (seal,) = SEAL.unpack(head[HEADER.size :])
-        if magic != MAGIC or seal != zlib.crc32(head[: HEADER.size]):
-            return None, "is damaged: its checksum does not match"
-        return _Header(*fields), ""
-
     def _check_format(self, body: bytes) -> None:
-        kept = json.loads(body)
-        found = Format(tuple(kept["image"]), tuple(kept["answer"]), kept["dtype"])
+        found = _format_of(body)
         if found != self._format:
             raise UserError(f"{self._path} holds {found}, but the run needs {self._format}")
 
@@ -245,6 +259,23 @@ class Ledger:
         atomic.flush(self._file)
         for account, received in _last_counts(rest).items():
             self.expect(account, received)
+
+
+def _read_header(file: IO[bytes]) -> tuple[_Header | None, str]:
+    """The header that begins here and, if it is None, why."""
+    head = file.read(HEADER.size + SEAL.size)
+    if len(head) < HEADER.size + SEAL.size:
+        return None, "is cut"
+    magic, *fields = HEADER.unpack(head[: HEADER.size])
+    (seal,) = SEAL.unpack(head[HEADER.size :])
+    if magic != MAGIC or seal != zlib.crc32(head[: HEADER.size]):
+        return None, "is damaged: its checksum does not match"
+    return _Header(*fields), ""
+
+
+def _format_of(body: bytes) -> Format:
+    kept = json.loads(body)
+    return Format(tuple(kept["image"]), tuple(kept["answer"]), kept["dtype"])
 
 
 def _last_counts(rest: bytes) -> dict[int, int]:

@@ -1,11 +1,14 @@
 """The victim of a run: a network whose weights are at hand, or an endpoint on the host."""
 
+import hashlib
+
 import jax
 
 from disguide_jax.config import Config
 from disguide_jax.core.types import Task
 from disguide_jax.errors import UserError
-from disguide_jax.files import datasets
+from disguide_jax.files import datasets, transfer
+from disguide_jax.methods import METHODS
 from disguide_jax.settings import get_value
 from disguide_jax.victims import endpoints, network
 from disguide_jax.victims.contract import Contract
@@ -91,6 +94,11 @@ def contents_of(config: Config) -> dict[str, str]:
     """
     victim = config.victim  # first: of what may be absent it says more
     hashes = {"victim": (endpoints if victim.endpoint else network).fingerprint(victim)}
+    if METHODS[config.method].learns_from_file:
+        kept = transfer.load(config.offline.queries)
+        hashes["transfer set"] = hashlib.sha256(
+            kept.images.tobytes() + kept.answers.tobytes()
+        ).hexdigest()
     if config.dataset:
         test = datasets.load(config.dataset, "test", config.data_dir)
         hashes["test images"] = datasets.fingerprint(test)
@@ -100,7 +108,11 @@ def contents_of(config: Config) -> dict[str, str]:
 def places_of(config: Config) -> dict[str, str]:
     """Where the contents are read from, for messages."""
     victim = config.victim.endpoint or config.victim.weights
-    return {"victim": victim, "test images": f"data set {config.dataset}"}
+    return {
+        "victim": victim,
+        "transfer set": config.offline.queries,
+        "test images": f"data set {config.dataset}",
+    }
 
 
 def num_fidelity_images(config: Config) -> int:

@@ -108,7 +108,7 @@ def run(
     with session.opened(workdir) as saved, signals.stop_requests() as stop:
         restored = saved.restore(program.template)
         if restored is None:
-            state, progress = start(program), Progress(contents=contents)
+            state, progress = programs.start(program), Progress(contents=contents)
         else:
             state, progress = restored[0], Progress.from_dict(restored[1])
             workdir_files.refuse_other_contents(progress.contents, contents, places, workdir)
@@ -125,11 +125,6 @@ def run(
         summaries.save_networks(program, state, workdir)
         atomic.write_json(summary_path, summary)
     return summary
-
-
-def start(program: Program) -> TrainState:
-    """A fresh state on the device, made by one compiled call."""
-    return jax.jit(lambda: programs.init_state(program.kit))()
 
 
 class Place(NamedTuple):

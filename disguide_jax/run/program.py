@@ -14,7 +14,8 @@ import optax
 
 from disguide_jax import models
 from disguide_jax.config import Config, spelled_out, validate
-from disguide_jax.core import backend, images, learn, replay, stages, streams
+from disguide_jax.core import backend, images, learn, pixels, replay, stages, streams
+from disguide_jax.core.answers import to_labels
 from disguide_jax.core.exchange import Drive, Kit, Method, Play, Round, drive, fuse
 from disguide_jax.core.types import (
     Array,
@@ -28,6 +29,7 @@ from disguide_jax.core.types import (
     TrainState,
 )
 from disguide_jax.errors import UserError
+from disguide_jax.files import transfer
 from disguide_jax.methods import METHODS
 from disguide_jax.run import answering, asked
 from disguide_jax.settings import refuse_ignored
@@ -106,6 +108,8 @@ def resolve(config: Config) -> Config:
     config.clones.width = config.clones.width or models.usual_width(config.clones.model)
     if config.victim.endpoint:
         config.rounds_per_call = 1
+    if method.learns_from_file:
+        config.replay.size = len(transfer.load(config.offline.queries).images)
     config.rounds_per_call = config.rounds_per_call or backend.rounds_a_call()
     kept, config.query_dtype = config.replay.dtype, query_dtype(config)
     if method.keeps_replay and kept not in ("float32", config.query_dtype):
@@ -133,6 +137,30 @@ def build(config: Config) -> Program:
         victim=victim,
         about_victim=about,
         template=template,
+    )
+
+
+def start(program: Program) -> TrainState:
+    """A fresh state on the device, made by one compiled call."""
+    state = jax.jit(lambda: init_state(program.kit))()
+    if not program.method.learns_from_file:
+        return state
+    config, ring = program.config, state.replay
+    kept = transfer.load(config.offline.queries)
+    answers = to_labels(jnp.asarray(kept.answers)) if config.labels == "hard" else kept.answers
+    for what, like, found in (
+        ("images", ring.images, kept.images),
+        ("answers", ring.answers, answers),
+    ):
+        if like.shape != found.shape:
+            raise UserError(
+                f"{config.offline.queries}: its {what} are {list(found.shape)}; the configuration "
+                f"needs {list(like.shape)}"
+            )
+    images = pixels.encode(pixels.decode(jnp.asarray(kept.images)), ring.images.dtype)
+    size = jnp.int32(len(images))
+    return state.replace(
+        replay=ring.replace(images=images, answers=jnp.asarray(answers), size=size)
     )
 
 

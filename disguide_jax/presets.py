@@ -59,6 +59,20 @@ def digits(name: str, *, dataset: str = "digits", **settings: Any) -> Config:
     return _combine(_embedded(dataset) | {"name": name} | preset, settings)
 
 
+def endpoint(name: str, *, endpoint: str, made_by: str = "", **settings: Any) -> Config:
+    """`digits` from the probabilities of an endpoint, as 8 bits."""
+    victim = {"weights": "", "model": "", "endpoint": endpoint, "made_by": made_by}
+    preset = {
+        "labels": "soft",
+        "query_budget": 48_000,
+        "victim": victim,
+        "generator": {"learning_rate": 1e-3, "gray_every": 0},
+        "clones": {"learning_rate": 0.03},
+        "replay": {"size": 48_000, "dtype": "uint8"},
+    }
+    return digits(name, **preset | settings)
+
+
 def fashion(name: str, **settings: Any) -> Config:
     """Copies the embedded LeNet-5 of Fashion-MNIST, with networks for two CPU cores."""
     preset = {
@@ -103,6 +117,8 @@ def smoke(config: Config) -> Config:
     config.schedule.block_rounds = 1
     config.generator.width, config.generator.latent_dim = 4, 16
     config.victim.weights = RANDOM_WEIGHTS
+    if config.victim.endpoint:
+        config.victim.endpoint, config.victim.model = "", "lenet5"
     on_cifar, config.dataset = config.dataset.startswith("cifar"), _at_hand(config.dataset)
     if on_cifar:  # LeNets are narrow as they are
         if config.method == "disguide":

@@ -26,7 +26,7 @@ from disguide_jax.study.rounds import bench_round
 
 CloneStep = Callable[[Learner, Array, Array], tuple[Learner, Metrics]]
 
-SUITES = ("clone_step", "round", "replay", "checkpoint")
+SUITES = ("clone_step", "round", "replay", "checkpoint", "endpoint")
 FULL = (f"--config={os.path.relpath(ROOT / 'configs/c10_soft.py')}",)
 NARROW = (
     *FULL,
@@ -99,6 +99,7 @@ def bench(
         "round": lambda: bench_round(config, seconds, vary, say),
         "replay": lambda: bench_replay(config, seconds, whole(sizes), say),
         "checkpoint": lambda: bench_checkpoint(config, max(whole(sizes)), queries_per_second, say),
+        "endpoint": lambda: bench_endpoint(config, seconds),
     }
     print(", ".join(f"{k} {v}" for k, v in report["hardware"].items()))
     print(f"{'case':<32} {'median':>12} {'p10':>12} {'p90':>12}")
@@ -107,6 +108,19 @@ def bench(
         report["results"].append(row)
         atomic.write_json(path, report)  # each time: a suite may take long
     atomic.write_json(path, report)  # with the last note
+
+
+def bench_endpoint(config: Config, seconds: float) -> Iterator[Row]:
+    """Rounds against the same victim inside JAX, as a function, a file and a service.
+
+    Raises:
+      UserError: what this needs is not installed.
+    """
+    try:
+        from disguide_jax.study import endpoints
+    except ImportError as error:
+        raise UserError("this needs `pip install 'disguide_jax[onnx,serve]'`") from error
+    return endpoints.bench_endpoints(config, seconds)
 
 
 def default_config() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import pathlib
 from disguide_jax.errors import UserError
 from disguide_jax.options import VictimConfig
 from disguide_jax.victims.contract import Contract
-from disguide_jax.victims.host import HTTP, KEY, ONNX, PYTHON, Endpoint, PythonFunction
+from disguide_jax.victims.host import HTTP, KEY, ONNX, PYTHON, Endpoint, Function, find_function
 
 
 def connect(config: VictimConfig, contract: Contract) -> Endpoint:
@@ -16,7 +16,7 @@ def connect(config: VictimConfig, contract: Contract) -> Endpoint:
       UserError: there is none, or it cannot be what is said of it.
     """
     if config.endpoint.startswith(PYTHON):
-        return PythonFunction(config.endpoint, contract)
+        return Function(config.endpoint, find_function(config.endpoint), contract)
     raise UserError(
         f"{KEY} is {config.endpoint!r}; it must begin with {PYTHON}, {ONNX} or {' or '.join(HTTP)}"
     )
@@ -35,4 +35,5 @@ def fingerprint(config: VictimConfig) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{KEY}: {path} cannot be read: {error.strerror}") from error
+        how = f"\nMake it:    {config.made_by}" if config.made_by else ""
+        raise UserError(f"{KEY}: {path} cannot be read: {error.strerror}{how}") from error

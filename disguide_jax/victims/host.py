@@ -42,41 +42,17 @@ class Endpoint(Protocol):
         """Gives back what it holds, connections above all."""
 
 
-class PythonFunction:
-    """A function of the user's own, python:package.module:function.
-
-    It takes uint8 images [N, H, W, channels] and returns probabilities [N, K] or labels [N].
+class Function:
+    """An endpoint that is a function in this process.
 
     Args:
-      name: as the configuration has it.
+      name: for messages.
+      function: of uint8 images [N, H, W, channels]; returns probabilities [N, K] or labels [N].
       contract: that its answers must keep.
-
-    Raises:
-      UserError: there is no such module or function, or the module fails.
     """
 
-    def __init__(self, name: str, contract: Contract):
-        self.name, self._contract = name, contract
-        module, colon, function = name.removeprefix(PYTHON).partition(":")
-        if not module or not colon or not function:
-            raise UserError(f"{KEY} is {name!r}; it must be {PYTHON}package.module:function")
-        if os.getcwd() not in sys.path:  # of a console command
-            sys.path.insert(0, os.getcwd())
-        try:
-            found: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            where = f"looked in {', '.join(path or '.' for path in sys.path[:3])}, ..."
-            raise UserError(f"{KEY}: {name}: {error} ({where})") from error
-        except Exception as error:
-            raise UserError(f"{KEY}: {name}: importing {module} fails: {_said(error)}") from error
-        try:
-            self._function = functools.reduce(getattr, function.split("."), found)
-        except AttributeError as error:
-            raise UserError(f"{KEY}: {name}: {error}") from error
-        if not callable(self._function):
-            raise UserError(
-                f"{KEY}: {name}: it is a {type(self._function).__name__}, not a function"
-            )
+    def __init__(self, name: str, function: Callable[[np.ndarray], Any], contract: Contract):
+        self.name, self._function, self._contract = name, function, contract
 
     def ask(self, images: np.ndarray, count: Count) -> np.ndarray:
         """Answers to uint8 images [N, H, W, channels].
@@ -93,6 +69,33 @@ class PythonFunction:
 
     def close(self) -> None:
         """Has nothing to give back."""
+
+
+def find_function(name: str) -> Callable[[np.ndarray], Any]:
+    """The function that python:package.module:function names.
+
+    Raises:
+      UserError: there is no such module or function, or the module fails.
+    """
+    module, colon, path = name.removeprefix(PYTHON).partition(":")
+    if not module or not colon or not path:
+        raise UserError(f"{KEY} is {name!r}; it must be {PYTHON}package.module:function")
+    if os.getcwd() not in sys.path:  # of a console command
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        where = f"looked in {', '.join(path or '.' for path in sys.path[:3])}, ..."
+        raise UserError(f"{KEY}: {name}: {error} ({where})") from error
+    except Exception as error:
+        raise UserError(f"{KEY}: {name}: importing {module} fails: {_said(error)}") from error
+    try:
+        found = functools.reduce(getattr, path.split("."), found)
+    except AttributeError as error:
+        raise UserError(f"{KEY}: {name}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{KEY}: {name}: it is a {type(found).__name__}, not a function")
+    return found
 
 
 def _said(error: Exception) -> str:

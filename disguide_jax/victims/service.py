@@ -134,11 +134,17 @@ class Service:
 
         async def ask(request: _Request) -> np.ndarray:
             async with turns:
-                return await self._insist(request, count)
+                try:
+                    return await self._insist(request, count)
+                except BaseException:
+                    for task in tasks:  # before any of them goes on; the group would do it later
+                        if task is not asyncio.current_task():
+                            task.cancel()
+                    raise
 
         failure = None
         try:
-            async with asyncio.TaskGroup() as group:  # one that fails ends the others
+            async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(ask(request)) for request in requests]
         except BaseExceptionGroup as failures:
             failure = failures.exceptions[0]
@@ -176,9 +182,9 @@ class Service:
             except (_Passing, httpx.TransportError) as error:
                 failure = error
         raise UserError(
-            f"{request.source} failed {attempts} times, the last time with "
-            f"{str(failure) or type(failure).__name__}. Once the service answers again the same "
-            "command goes on."
+            f"{request.source} failed, at attempt {attempts} of {attempts} too: "
+            f"{(str(failure) or type(failure).__name__).rstrip('.')}. Once the service answers "
+            "again, the same command goes on."
         ) from failure
 
     async def _post(self, body: bytes, source: str) -> _Received:
@@ -302,7 +308,7 @@ def _host(address: str) -> str:
             "config.victim.endpoint has a user or password in it, which would be saved with the "
             "configuration: leave it out, and let config.victim.token_env name a variable"
         )
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) >= 2**16:
         raise UserError(
             "config.victim.endpoint is no address of a service, such as "
             "http://localhost:8501/v1/models/NAME:predict"

@@ -352,9 +352,11 @@ def _seconds(retry_after: str) -> float:
 
 def _body(images: np.ndarray, image_format: str) -> bytes:
     """The body of a request."""
-    instances: list[object] = images.tolist()
+    instances: list[object]
     if image_format == "png":
         instances = [{"b64": base64.b64encode(_png(image)).decode()} for image in images]
+    else:
+        instances = images.tolist()
     return json.dumps({"instances": instances}, separators=(",", ":")).encode()
 
 

@@ -20,6 +20,10 @@ PREFIX = "onnx:"
 INPUTS = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 OUTPUTS = [f"tensor({kind})" for kind in ("float", "float16", "double", "int64", "int32")]
 SILENT = 4  # ONNX Runtime's log; what fails is raised, too
+NOISE = re.compile(  # in what ONNX Runtime says: its number, a name that is known, C++
+    r"^\[ONNXRuntimeError\] : \d+ : |Load model from .*? failed:|\S+\.(?:h|cc):\d+ .*?\) "
+)
+MOST_SAID = 400  # characters of the rest
 LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")  # of weights: key, length of the value
 
 
@@ -209,7 +213,7 @@ def _only(what: str, found: list[Any], types: list[str], name: str) -> Any:
 
 def _sizes(node: Any) -> list[int]:
     """The shape of an input or output: 0 where a dimension is free, [] where all are."""
-    return [size if isinstance(size, int) else 0 for size in node.shape]
+    return [size if isinstance(size, int) and size > 0 else 0 for size in node.shape]
 
 
 def _channels_first(layout: str, shape: list[int], said: str) -> bool:
@@ -232,5 +236,4 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _said(error: Exception) -> str:
     """What ONNX Runtime says, in a line."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", str(error))
-    return " ".join(text.split())[:600]
+    return " ".join(NOISE.sub("", str(error)).split())[:MOST_SAID]

@@ -606,11 +606,12 @@ def test_certificates_are_checked(monkeypatch):
 
 
 INTERRUPTED = """
-import sys, numpy as np
+import signal, sys, numpy as np
 from disguide_jax.options import VictimConfig
 from disguide_jax.victims.contract import Contract
 from disguide_jax.victims.service import Service
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 config = VictimConfig(endpoint=sys.argv[1], images_per_request=1, concurrency=2)
 try:
     Service(config, Contract(5, False)).ask(np.zeros((5, 8, 8, 1), np.uint8), print)

@@ -63,7 +63,9 @@ class Options:
     requests_per_second: float = 0.0  # beyond it requests are answered 429; 0: all are welcome
     failures: float = 0.0  # share of requests that are answered 500
     seed: int = 0  # of the failures
-    token: str = ""  # that requests must bear; "" asks for none
+    token: str = dataclasses.field(
+        default="", repr=False
+    )  # that requests must bear; "" asks for none
     count: str = ""  # a file that gets a line for each request: how many images it had
 
     def __post_init__(self) -> None:
@@ -209,10 +211,12 @@ def serve(model: Model, options: Options, host: str, port: int) -> None:
       UserError: it cannot listen there, or the file for the count cannot be written.
     """
     app, is_ipv6 = make_app(model, options), ":" in host
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port is {port}; it must be from 0 to {2**16 - 1:,}")
     try:
         family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"cannot listen at --host {host} --port {port}: {error}") from error
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: sys.exit(0))  # uvicorn raises them again when it is done

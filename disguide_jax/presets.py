@@ -62,7 +62,7 @@ def digits(name: str, *, dataset: str = "digits", **settings: Any) -> Config:
 def endpoint(name: str, *, endpoint: str, made_by: str = "", **settings: Any) -> Config:
     """`digits` from the probabilities of an endpoint, as 8 bits."""
     victim = {"weights": "", "model": "", "endpoint": endpoint, "made_by": made_by}
-    preset = {
+    preset: dict[str, Any] = {
         "labels": "soft",
         "query_budget": 48_000,
         "victim": victim,

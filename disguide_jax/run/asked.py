@@ -63,6 +63,8 @@ def describe(config: Config) -> datasets.Info:
     keys = {"num_classes": "num_classes", "channels": "channels", "size": "image_size"}
     said = {name: get_value(config.victim, key) for name, key in keys.items()}
     if not config.dataset:
+        found = endpoints.sizes(config.victim)
+        said = {name: value or found.get(keys[name], 0) for name, value in said.items()}
         for name, value in said.items():
             if not value:
                 raise UserError(

@@ -122,14 +122,11 @@ def export(source: str, target: pathlib.Path, dataset: str, data_dir: str = "") 
     except ImportError as error:
         raise UserError("this needs `pip install 'disguide_jax[onnx]'`") from error
     config, info = VictimConfig(weights=source), datasets.describe(dataset, data_dir)
-    _, _, found = network.load_network(
-        config, num_classes=info.num_classes, channels=info.channels
-    )
+    _, _, found = network.load_network(config, num_classes=info.num_classes, channels=info.channels)
     state_dict = weights.load_state_dict(network.weights_path(config))
     graph = Graph(state_dict)
     mean, std = (
-        np.asarray(x, np.float32).reshape(1, -1, 1, 1)
-        for x in network.normalisation(config, info)
+        np.asarray(x, np.float32).reshape(1, -1, 1, 1) for x in network.normalisation(config, info)
     )
     graph.add("Sub", graph.constant("mean", mean))
     graph.add("Div", graph.constant("std", std))
@@ -155,4 +152,6 @@ def export(source: str, target: pathlib.Path, dataset: str, data_dir: str = "") 
             file.write(model.SerializeToString())
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
-    return f"{target}: {found.model} of width {found.width}, {info.num_classes} classes, {shape[1:]}"
+    return (
+        f"{target}: {found.model} of width {found.width}, {info.num_classes} classes, {shape[1:]}"
+    )

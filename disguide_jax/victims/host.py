@@ -17,7 +17,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.victims.contract import Contract
 
 KEY = "config.victim.endpoint"
-PYTHON, ONNX, HTTP = "python:", "onnx:", ("http://", "https://")
+PYTHON = "python:"
 
 Count = Callable[[int], None]
 """It is called with n before n images are sent once more, or with -n when it turns out that n

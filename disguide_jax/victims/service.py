@@ -78,7 +78,7 @@ class Service:
                 f"config.victim.endpoint is {config.endpoint}, a service beyond this machine: set "
                 "config.victim.authorised_by to who allows that it is copied, and when"
             )
-        self.name = self.fingerprint = config.endpoint
+        self.name = config.endpoint
         self._config, self._contract = config, contract
         self._token = _token(config.token_env)
         headers = {"Content-Type": "application/json"}

@@ -359,10 +359,10 @@ def test_without_onnx_runtime_it_says_how_to_get_it(path, monkeypatch):
 
 def test_the_fingerprint_is_that_of_the_bytes(path):
     write(path)
-    found = load(path).fingerprint
+    found = fingerprint(path)
     assert found == hashlib.sha256(path.read_bytes()).hexdigest()
     write(path, scale=2.0)
-    assert load(path).fingerprint != found
+    assert fingerprint(path) != found
 
 
 def test_the_fingerprint_knows_weights_in_files_beside(path):

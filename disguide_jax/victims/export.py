@@ -137,7 +137,7 @@ def export(source: str, target: pathlib.Path, dataset: str, data_dir: str = "") 
     graph.add("Softmax", axis=1)
 
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    shape = ["N", info.channels, info.size, info.size]
+    shape: list[str | int | None] = ["N", info.channels, info.size, info.size]
     images = helper.make_tensor_value_info("images", kind, shape)
     answers = helper.make_tensor_value_info(graph.last, kind, ["N", info.num_classes])
     made = helper.make_graph(

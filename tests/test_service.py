@@ -150,6 +150,12 @@ def test_so_many_requests_as_concurrency_says_are_under_way_and_no_more():
     assert len({asked.connection for asked in there.asked}) == 4
 
 
+def test_who_waits_for_a_turn_does_not_time_out():
+    with serving(lambda number, images: time.sleep(0.1)) as there:
+        _, counted = ask(there.address, some(8), images_per_request=1, timeout_seconds=0.6)
+    assert counted == []
+
+
 def test_the_rate_is_kept_over_all_connections_calls_and_repetitions():
     def reply(number, images):
         return Reply(status=503) if number in (1, 2) else None

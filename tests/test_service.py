@@ -383,6 +383,22 @@ def test_a_count_that_raises_stops_everything():
     assert counted == [1, -8]
 
 
+def test_a_count_that_raises_is_not_called_for_others_that_wake_with_it():
+    def count(num):
+        counted.append(num)
+        raise Stop
+
+    counted = []
+    with (
+        serving(lambda number, images: Reply(status=429, headers={"Retry-After": "0.2"})) as there,
+        client(there.address, concurrency=4, images_per_request=1) as endpoint,
+        pytest.raises(Stop),
+    ):
+        endpoint.ask(some(4), count)
+    assert len(there.asked) == 4
+    assert counted == [1]
+
+
 WRONG = {
     "<html>Sign in</html>": "<html>Sign in</html>, which is no JSON",
     "": "nothing, which is no JSON",

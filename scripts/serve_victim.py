@@ -11,6 +11,7 @@ It needs pip install 'disguide_jax[serve]'.
 
 import argparse
 import os
+import signal
 import sys
 
 from disguide_jax.errors import UserError, exit_status
@@ -35,16 +36,19 @@ def main() -> None:
     add("--token_env", default="", help="the environment variable with the token to ask for")
     add("--count", default="", metavar="FILE", help="gets each request's number of images")
     args = vars(parser.parse_args())
+    for each in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it is done
+        signal.signal(each, lambda *_: sys.exit(0))
     try:
         from disguide_jax.victims import serve
     except ModuleNotFoundError as error:
         raise UserError(f"{error}: pip install 'disguide_jax[serve]'") from error
     token_env = args.pop("token_env")
-    if token_env and not os.environ.get(token_env):
+    token = os.environ.get(token_env, "").strip()
+    if token_env and not token:
         raise UserError(f"--token_env: no environment variable {token_env} is set")
     model = serve.load(args.pop("weights"), args.pop("dataset"), args.pop("data_dir"))
     host, port = args.pop("host"), args.pop("port")
-    options = serve.Options(**args, token=os.environ.get(token_env, ""))
+    options = serve.Options(**args, token=token)
     serve.serve(model, options, host, port)
 
 

@@ -358,12 +358,14 @@ def test_mistakes_on_the_command_line_are_told(monkeypatch, arguments, said):
         arguments = arguments.format(weights=WEIGHTS, taken=taken.getsockname()[1])
         argv = ["serve_victim.py", "--dataset=digits", *arguments.split()]
         monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # our process keeps its own
         with pytest.raises(UserError, match=said):
             load_script("serve_victim").main()
 
 
 def test_without_what_it_needs_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["serve_victim.py", "--dataset=digits", "--weights=x"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # our process keeps its own
     monkeypatch.delitem(sys.modules, "disguide_jax.victims.serve")
     monkeypatch.delattr("disguide_jax.victims.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)

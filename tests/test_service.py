@@ -150,6 +150,12 @@ def test_so_many_requests_as_concurrency_says_are_under_way_and_no_more():
     assert len({asked.connection for asked in there.asked}) == 4
 
 
+def test_who_waits_for_a_turn_does_not_time_out():
+    with serving(lambda number, images: time.sleep(0.1)) as there:
+        _, counted = ask(there.address, some(8), images_per_request=1, timeout_seconds=0.6)
+    assert counted == []
+
+
 def test_the_rate_is_kept_over_all_connections_calls_and_repetitions():
     def reply(number, images):
         return Reply(status=503) if number in (1, 2) else None
@@ -375,6 +381,22 @@ def test_a_count_that_raises_stops_everything():
         time.sleep(0.05)
     assert len(there.asked) == asked == 2
     assert counted == [1, -8]
+
+
+def test_a_count_that_raises_is_not_called_for_others_that_wake_with_it():
+    def count(num):
+        counted.append(num)
+        raise Stop
+
+    counted = []
+    with (
+        serving(lambda number, images: Reply(status=429, headers={"Retry-After": "0.2"})) as there,
+        client(there.address, concurrency=4, images_per_request=1) as endpoint,
+        pytest.raises(Stop),
+    ):
+        endpoint.ask(some(4), count)
+    assert len(there.asked) == 4
+    assert counted == [1]
 
 
 WRONG = {

@@ -11,9 +11,7 @@ import json
 import math
 import pathlib
 import random
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -199,7 +197,7 @@ def told(probs: np.ndarray, options: Options) -> list[Any]:
 
 
 def serve(model: Model, options: Options, host: str, port: int) -> None:
-    """Prints the address and answers until SIGINT or SIGTERM, which exit with status 0.
+    """Prints the address and answers until SIGINT or SIGTERM, which the process gets after that.
 
     Args:
       model: that is served.
@@ -218,8 +216,6 @@ def serve(model: Model, options: Options, host: str, port: int) -> None:
         listening = socket.create_server((host, port), family=family)
     except OSError as error:
         raise UserError(f"cannot listen at --host {host} --port {port}: {error}") from error
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: sys.exit(0))  # uvicorn raises them again when it is done
     address = f"[{host}]" if is_ipv6 else host
     print(f"{model.name} answers at http://{address}:{listening.getsockname()[1]}{PATH}")
     print("Ctrl-C ends it.", flush=True)

@@ -89,7 +89,7 @@ class Service:
                 headers=headers,
                 verify=httpx.create_ssl_context(),
                 trust_env=not _is_loopback(host),  # proxies
-                # The whole of an attempt is timed in _post, but that it never connects shows here.
+                # Of an attempt, which is timed in _post: who never connects must be known before.
                 timeout=httpx.Timeout(None, connect=config.timeout_seconds / 2),
                 limits=httpx.Limits(
                     max_connections=config.concurrency, keepalive_expiry=KEEP_ALIVE
@@ -101,6 +101,7 @@ class Service:
         self._numbers = itertools.count(1)  # of requests, for messages
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._one_at_a_time = threading.Lock()
+        self._broken_off = False  # something failed in this ask, and nothing more is sent
 
     def ask(self, images: np.ndarray, count: Count) -> np.ndarray:
         """Answers to uint8 images [N, H, W, channels], in their order.
@@ -130,16 +131,14 @@ class Service:
             _Request(part, f"{self.name}: request {next(self._numbers)}", len(part))
             for part in (images[i : i + size] for i in range(0, len(images), size))
         ]
-        turns = asyncio.Semaphore(self._config.concurrency)
+        turns, self._broken_off = asyncio.Semaphore(self._config.concurrency), False
 
         async def ask(request: _Request) -> np.ndarray:
             async with turns:
                 try:
                     return await self._insist(request, count)
                 except BaseException:
-                    for task in tasks:  # before any of them goes on; the group would do it later
-                        if task is not asyncio.current_task():
-                            task.cancel()
+                    self._broken_off = True
                     raise
 
         failure = None
@@ -160,11 +159,13 @@ class Service:
         num_images, attempts = len(request.images), self._config.retries + 1
         body = _body(request.images, self._config.image_format)
         failure: Exception
-        for attempt in range(attempts):
-            if attempt:
-                longest = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
-                await asyncio.sleep(longest * random.uniform(0.5, 1))
+        wait = 0.0
+        for _ in range(attempts):
+            await asyncio.sleep(wait * random.uniform(0.5, 1))
+            wait = min(2 * wait, LONGEST_WAIT) or FIRST_WAIT
             await self._pace.turn()
+            if self._broken_off:  # and the group is about to tell
+                raise asyncio.CancelledError
             if not request.unsent:
                 count(num_images)
             request.unsent = 0

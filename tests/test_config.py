@@ -124,6 +124,10 @@ def test_a_workdir_goes_on_where_only_keys_differ_that_cannot_change_the_result(
                 workdir.refuse_other_config(started_with, now, tmp_path, extend=False)
     assert {key for kind, key in KEYS if settings(kind)[key].resume} == {
         "checkpoint_every_epochs",
+        *(f"victim.{key}" for key in ("authorised_by", "concurrency", "images_per_request")),
+        *(f"victim.{key}" for key in ("requests_per_second", "retries", "timeout_seconds")),
+        "victim.token_env",
+        "offline.queries",
         "checkpoint_every_queries",
         "data_dir",
         "guard",

@@ -20,8 +20,9 @@ KEY = "config.victim.endpoint"
 PYTHON = "python:"
 
 Count = Callable[[int], None]
-"""It is called with n before n images are sent once more, or with -n when it turns out that n
-never were. It may raise: then nothing more is sent."""
+"""It is called with n before n images are sent once more, with 0 before those are tried again
+that never left, or with -n when it turns out that n never did. It may raise: then nothing more
+is sent."""
 
 
 class Endpoint(Protocol):

@@ -46,6 +46,7 @@ class Onnx:
     def __init__(self, config: VictimConfig, contract: Contract):
         self.name, self._config, self._contract = config.endpoint, config, contract
         path = pathlib.Path(config.endpoint.removeprefix(PREFIX))
+        self.fingerprint = fingerprint(path)
         self._session = _open(path, self.name)
         images = _only("input", self._session.get_inputs(), list(INPUTS), self.name)
         answers = _only("output", self._session.get_outputs(), OUTPUTS, self.name)

@@ -89,10 +89,11 @@ class Paid:
                 self.ledger.answer(account, i, answers[i : i + at_once])
 
     def _send_again(self, account: int, num: int) -> None:
-        if num > 0:
+        if num >= 0:
             self._check_stop()
             self._afford(account, num)
-        self.ledger.send_again(account, num)
+        if num:
+            self.ledger.send_again(account, num)
 
     def _afford(self, account: int, num: int) -> None:
         if account != TEST and self.received + num > self._budget:

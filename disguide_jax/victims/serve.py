@@ -105,7 +105,7 @@ def load(weights: str, dataset: str, data_dir: str = "") -> Model:
         return in_batches(lambda batch: np.asarray(ask(victim, batch)), images)
 
     name = f"{weights} ({found.model})"
-    return Model(name, datasets.IMAGE_SIZE, info.channels, info.num_classes, classify)
+    return Model(name, info.size, info.channels, info.num_classes, classify)
 
 
 def in_batches(ask: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:

@@ -166,8 +166,7 @@ class Service:
             await self._pace.turn()
             if self._broken_off:  # and the group is about to tell
                 raise asyncio.CancelledError
-            if not request.unsent:
-                count(num_images)
+            count(0 if request.unsent else num_images)
             request.unsent = 0
             try:
                 received = await self._post(body, request.source)

@@ -18,8 +18,13 @@ from disguide_jax.core.answers import soft_vote
 from disguide_jax.errors import UserError
 from disguide_jax.files import checkpoint
 from disguide_jax.methods.dfms import choose, proxy
+<<<<<<< HEAD
 from disguide_jax.models.dcgan import ConvTranspose, DcganDiscriminator, DcganGenerator
 from disguide_jax.options import GeneratorConfig
+=======
+from disguide_jax.models import layers
+from disguide_jax.models.dcgan import DcganDiscriminator, DcganGenerator
+>>>>>>> dcgan
 from disguide_jax.run import program as parts
 
 IN_A_ROUND = {  # METHODS: batches of 6, 3 clone steps, 2 directions, as images
@@ -277,9 +282,11 @@ def test_a_transposed_convolution_is_pytorchs():
             patch = np.einsum("nc,cohw->nhwo", x[:, i, j], weight)
             expected[:, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += patch
     expected = expected[:, 1:-1, 1:-1]  # padding 1
-    layer = ConvTranspose(5, kernel=4, stride=2, padding=1, dtype=None)
+    init = jax.nn.initializers.zeros
+    layer = layers.ConvTranspose(5, kernel=4, stride=2, padding=1, kernel_init=init, dtype=None)
     kernel = jnp.asarray(weight.transpose(2, 3, 1, 0), jnp.float32)
-    found = layer.apply({"params": {"kernel": kernel}}, jnp.asarray(x, jnp.float32))
+    maps = layers.swap_maps(jnp.asarray(x, jnp.float32))
+    found = layers.swap_maps(layer.apply({"params": {"kernel": kernel}}, maps))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -10,6 +10,15 @@ from flax import linen as nn
 
 from disguide_jax.models import layers, windows
 
+STRIDED = [  # batch, height and width, in and out features, kernel, padding, stride
+    (3, (8, 6), 2, 5, 4, 1, 2),
+    (2, (8, 8), 1, 3, 4, 1, 2),
+    (2, (4, 4), 5, 1, 4, 1, 2),  # more in than out
+    (3, (2, 2), 6, 1, 2, 0, 2),  # a dense layer
+    (2, (4, 4), 3, 2, 4, 0, 1),  # likewise
+    (2, (5, 3), 3, 2, 1, 0, 1),
+    (2, (7, 7), 2, 3, 3, 1, 3),
+]
 CASES = [  # batch, height and width, in and out features, kernel, padding
     (3, (8, 7), 2, 5, 3, 1),
     (1, (6, 6), 1, 1, 3, 0),
@@ -23,15 +32,26 @@ CASES = [  # batch, height and width, in and out features, kernel, padding
 
 
 def make_operands(case, dtype="float32", clones=()):
-    batch, size, num_in, num_out, kernel, _ = case
+    batch, size, num_in, num_out, kernel, *_ = case
     rng = np.random.default_rng(0)
     x = rng.normal(size=(num_in, *size, batch)).astype(dtype)
     return x, rng.normal(size=(*clones, kernel, kernel, num_in, num_out)).astype(dtype)
 
 
-def jax_conv(x, k, padding):
+def jax_conv(x, k, padding, stride=1):
     return jax.lax.conv_general_dilated(
-        x, k, (1, 1), [(padding, padding)] * 2, dimension_numbers=("CHWN", "HWIO", "CHWN")
+        x, k, (stride,) * 2, [(padding,) * 2] * 2, dimension_numbers=("CHWN", "HWIO", "CHWN")
+    )
+
+
+def jax_conv_transposed(x, k, padding, stride):
+    return jax.lax.conv_transpose(
+        x,
+        k,
+        (stride,) * 2,
+        [(len(k) - 1 - padding,) * 2] * 2,
+        dimension_numbers=("CHWN", "HWIO", "CHWN"),
+        transpose_kernel=True,
     )
 
 
@@ -69,6 +89,21 @@ def test_output_and_gradients_are_those_of_jax(case, dtype):
             functools.partial(jax_conv, **options),
             *make_operands(case, dtype),
         )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", STRIDED)
+def test_strides_and_their_transposes_are_those_of_jax(case, dtype):
+    options = dict(zip(("padding", "stride"), case[-2:], strict=True))
+    with jax.enable_x64(dtype == "float64"):
+        x, k = make_operands(case, dtype)
+        y = jax_conv(x, k, **options)
+        for conv, expected, maps in (
+            (windows.conv, jax_conv, x),
+            (windows.conv_transposed, jax_conv_transposed, y),
+        ):
+            pair = (functools.partial(c, **options) for c in (conv, expected))
+            assert_same(*pair, maps, k)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

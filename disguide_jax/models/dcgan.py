@@ -3,11 +3,19 @@
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import BatchNorm, Init, at_least_float32, conv
+from disguide_jax.models.layers import (
+    BatchNorm,
+    ConvTranspose,
+    Init,
+    at_least_float32,
+    conv_maps,
+    features_axis,
+    split_channels,
+    swap_maps,
+)
 
 Array = jax.Array
 
@@ -29,14 +37,18 @@ class DcganGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, *, train: bool) -> Array:
-        x = z[:, None, None, :]
+        def transposed(
+            x: Array, features: int, kernel: int, stride: int, padding: int, name: str
+        ) -> Array:
+            init = normal_around(0)
+            return ConvTranspose(features, kernel, stride, padding, init, self.dtype, name=name)(x)
+
+        x = split_channels(z, 1)
         for i in range(4):  # to 4x4, 8x8, 16x16, 32x32
-            features, (stride, padding) = self.width * 2 ** (3 - i), (1, 0) if i == 0 else (2, 1)
-            x = ConvTranspose(features, 4, stride, padding, self.dtype, name=f"main.{3 * i}")(x)
-            x = batch_norm(x, f"main.{3 * i + 1}", train=train)
-            x = nn.relu(x)
-        x = ConvTranspose(self.channels, 1, 1, 0, self.dtype, name="main.12")(x)
-        return at_least_float32(x)
+            stride, padding = (1, 0) if i == 0 else (2, 1)
+            x = transposed(x, self.width * 2 ** (3 - i), 4, stride, padding, f"main.{3 * i}")
+            x = nn.relu(batch_norm(x, f"main.{3 * i + 1}", train=train))
+        return at_least_float32(swap_maps(transposed(x, self.channels, 1, 1, 0, "main.12")))
 
 
 class DcganDiscriminator(nn.Module):
@@ -48,7 +60,7 @@ class DcganDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         def convolve(x: Array, features: int, kernel: int, padding: int, name: str) -> Array:
-            return conv(
+            return conv_maps(
                 x,
                 features,
                 kernel,
@@ -60,6 +72,7 @@ class DcganDiscriminator(nn.Module):
                 name=name,
             )
 
+        x = swap_maps(x)
         x = nn.leaky_relu(convolve(x, self.width, 4, 1, "main.0"), 0.2)
         for i in range(1, 4):  # to 8x8, 4x4, 2x2
             x = convolve(x, self.width * 2**i, 4, 1, f"main.{3 * i - 1}")
@@ -67,34 +80,7 @@ class DcganDiscriminator(nn.Module):
         return at_least_float32(convolve(x, 1, 2, 0, "main.11")).reshape(-1)
 
 
-class ConvTranspose(nn.Module):
-    """PyTorch's transposed convolution of [N, H, W, channels], without bias.
-
-    The kernel is that of the convolution which it transposes, [h, w, out, in], so that the
-    state dict has PyTorch's layout.
-    """
-
-    features: int
-    kernel: int
-    stride: int
-    padding: int
-    dtype: DTypeLike | None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = (self.kernel, self.kernel, self.features, x.shape[-1])
-        kernel = self.param("kernel", normal_around(0), shape, jnp.float32)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return jax.lax.conv_transpose(
-            x,
-            kernel,
-            strides=(self.stride,) * 2,
-            padding=[(self.kernel - 1 - self.padding,) * 2] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            transpose_kernel=True,
-        )
-
-
 def batch_norm(x: Array, name: str, *, train: bool) -> Array:
     """Batch norm whose scale starts around 1 instead of at 1."""
-    return BatchNorm(scale_init=normal_around(1), name=name)(x, train=train)
+    norm = BatchNorm(axis=features_axis(), scale_init=normal_around(1), name=name)
+    return norm(x, train=train)

@@ -88,48 +88,105 @@ def conv_maps(
     features: int,
     kernel: int,
     *,
+    stride: int = 1,
     padding: int = 0,
     doubled: bool = False,
+    bias: bool = True,
+    kernel_init: Init = uniform_fan_in,
     dtype: DTypeLike | None,
     name: str,
 ) -> Array:
-    """A square convolution of feature maps, with a bias.
+    """A square convolution of feature maps.
 
     Args:
       x: the maps.
       features: of the output.
       kernel: its height and width.
+      stride: divides the kernel's height and width, and those of the padded maps.
       padding: on every side.
       doubled: height and width are doubled first, by repeating pixels; for a 3x3 kernel with a
         padding of 1.
+      bias: whether one is added.
+      kernel_init: the kernel's initial values.
       dtype: compute dtype; None follows parameters and maps.
       name: of the layer.
     """
     if not backend.batch_goes_last():
         x = repeat_pixels(x) if doubled else x
-        return conv(x, features, kernel, padding=padding, bias=True, dtype=dtype, name=name)
-    convolve = functools.partial(windows.conv, padding=padding)
+        return conv(
+            x,
+            features,
+            kernel,
+            stride=stride,
+            padding=padding,
+            bias=bias,
+            kernel_init=kernel_init,
+            dtype=dtype,
+            name=name,
+        )
+    convolve = functools.partial(windows.conv, padding=padding, stride=stride)
     return WindowsConv(
-        features, kernel, windows.conv_doubled if doubled else convolve, dtype, name=name
+        features,
+        kernel,
+        windows.conv_doubled if doubled else convolve,
+        bias,
+        kernel_init,
+        dtype,
+        name=name,
     )(x)
 
 
 class WindowsConv(nn.Module):
-    """A convolution of maps [channels, H, W, N], with a bias."""
+    """A convolution of maps [channels, H, W, N]."""
 
     features: int
     kernel: int
     convolve: Callable[[Array, Array], Array]
+    bias: bool
+    kernel_init: Init
     dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[0], self.features)
-        kernel = self.param("kernel", uniform_fan_in, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        if not self.bias:
+            return self.convolve(*nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype))
         bias_init = uniform_bias(math.prod(shape[:-1]))
         bias = self.param("bias", bias_init, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return self.convolve(x, kernel) + bias[:, None, None, None]
+
+
+class ConvTranspose(nn.Module):
+    """PyTorch's transposed convolution of feature maps, without bias.
+
+    The kernel is that of the convolution which it transposes, [h, w, out, in], so that the
+    state dict has PyTorch's layout.
+    """
+
+    features: int
+    kernel: int
+    stride: int  # divides kernel
+    padding: int
+    kernel_init: Init
+    dtype: DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel, self.kernel, self.features, x.shape[features_axis()])
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        if backend.batch_goes_last():
+            return windows.conv_transposed(x, kernel, self.padding, self.stride)
+        return jax.lax.conv_transpose(
+            x,
+            kernel,
+            strides=(self.stride,) * 2,
+            padding=[(self.kernel - 1 - self.padding,) * 2] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            transpose_kernel=True,
+        )
 
 
 def repeat_pixels(x: Array) -> Array:
@@ -190,27 +247,31 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         features = (x.shape[self.axis],)
         axes = tuple(axis for axis in range(x.ndim) if axis != self.axis % x.ndim)
-        across = tuple(1 if i in axes else n for i, n in enumerate(x.shape))  # broadcasts against x
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
+
+        def across(numbers: Array) -> Array:
+            return jnp.expand_dims(numbers, axes)  # broadcasts against x
+
+        # Numbers stay vectors until they meet x: otherwise XLA reshapes them differently with
+        # and without gradients, and computes what both share twice.
         wide = at_least_float32(x)
         if train:
-            mean = wide.mean(axes, keepdims=True)
-            var = jnp.square(wide - mean).mean(axes, keepdims=True)
+            mean = wide.mean(axes)
+            var = jnp.square(wide - across(mean)).mean(axes)
             count = x.size // x.shape[self.axis]
             self._track(running_mean, mean)
             self._track(running_var, var * (count / (count - 1)))
         else:
-            mean, var = (r.value.reshape(across) for r in (running_mean, running_var))
+            mean, var = running_mean.value, running_var.value
         factor = jax.lax.rsqrt(var + self.epsilon)
         if self.affine:
-            factor *= self.param("scale", self.scale_init, features, jnp.float32).reshape(across)
-        y = (wide - mean) * factor
+            factor *= self.param("scale", self.scale_init, features, jnp.float32)
+        y = (wide - across(mean)) * across(factor)
         if self.affine:
-            y += self.param("bias", nn.initializers.zeros, features).reshape(across)
+            y += across(self.param("bias", nn.initializers.zeros, features))
         return y.astype(x.dtype)
 
     def _track(self, running: nn.Variable[Array], new: Array) -> None:
         if not self.is_initializing():
-            new = new.reshape(running.value.shape)
             running.value = (1 - self.momentum) * running.value + self.momentum * new

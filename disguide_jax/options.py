@@ -9,6 +9,8 @@ from disguide_jax.settings import setting
 
 EMBEDDED = "embedded:"  # weights that lie in disguide_jax/assets
 RANDOM_WEIGHTS = "random"
+SIZES = range(8, 225, 4)  # pixels, that height and width of all images may have
+SIZES_IN_WORDS = f"a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
 
 
 def are_growing_fractions(fractions: tuple[float, ...]) -> bool:
@@ -52,8 +54,8 @@ class VictimConfig:
     image_size: int = setting(
         0,
         "height and width of its images, a multiple of 4; 0 is the data set's",
-        fits=lambda size: size == 0 or (8 <= size <= 224 and size % 4 == 0),
-        must_be="a multiple of 4 from 8 to 224, or 0 for that of the data set",
+        fits=lambda size: size == 0 or size in SIZES,
+        must_be=f"{SIZES_IN_WORDS}, or 0 for that of the data set",
         auto=True,
     )
     channels: int = setting(

@@ -57,12 +57,12 @@ def random_weights(net) -> weights.StateDict:
     )
 
 
-LENET = models.make_classifier("lenet5_half", num_classes=10, channels=1)
-RESNET = models.make_classifier("resnet18_8x", width=2, num_classes=3, channels=3)
+LENET = models.make_classifier("lenet5_half", num_classes=10, size=32, channels=1)
+RESNET = models.make_classifier("resnet18_8x", width=2, num_classes=3, size=32, channels=3)
 NETWORKS = {
     "lenet": LENET,
     "resnet": RESNET,
-    "generator": models.make_generator(width=2, latent_dim=5, channels=3),
+    "generator": models.make_generator(width=2, latent_dim=5, size=32, channels=3),
 }
 
 
@@ -124,8 +124,9 @@ def test_import_names_a_tensor_that_no_layer_has():
 @pytest.mark.parametrize("model", models.CLASSIFIERS)
 def test_every_classifier_is_recognised_by_its_weights(model):
     width = {"lenet5": 6, "lenet5_half": 3}.get(model, 5)
-    expected = weights.Architecture(model, width, channels=2, num_classes=7)
-    template = template_of(models.make_classifier(**expected._asdict()))
+    size = 32 if "lenet" in model else 0  # ResNets take all
+    expected = weights.Architecture(model, width, channels=2, num_classes=7, size=size)
+    template = template_of(models.make_classifier(**expected._replace(size=32)._asdict()))
     state_dict = weights.to_state_dict(jax.tree.map(lambda x: np.zeros(x.shape), template))
     assert weights.recognise(state_dict, "w") == expected
 
@@ -272,17 +273,17 @@ def test_other_spellings_of_resnets_and_wrappers_are_understood(tmp_path):
 
 def test_recorded_networks_are_recognised_and_fit(shared):
     expected = {
-        "golden/resnet18.pt": ("resnet18_8x", 4, 3, 10),
-        "golden/resnet34.pt": ("resnet34_8x", 4, 3, 10),
-        "golden/lenet5.pt": ("lenet5", 6, 1, 10),
-        "golden/lenet5_half.pt": ("lenet5_half", 3, 1, 10),
-        "victims/cifar10-resnet34_w16.pt": ("resnet34_8x", 16, 3, 10),
+        "golden/resnet18.pt": ("resnet18_8x", 4, 3, 10, 0),
+        "golden/resnet34.pt": ("resnet34_8x", 4, 3, 10, 0),
+        "golden/lenet5.pt": ("lenet5", 6, 1, 10, 32),
+        "golden/lenet5_half.pt": ("lenet5_half", 3, 1, 10, 32),
+        "victims/cifar10-resnet34_w16.pt": ("resnet34_8x", 16, 3, 10, 0),
     }
     for file, architecture in expected.items():
         state_dict = weights.load_state_dict(shared / file)
         found = weights.recognise(state_dict, file)
         assert found == architecture
-        template = template_of(models.make_classifier(**found._asdict()))
+        template = template_of(models.make_classifier(**found._replace(size=32)._asdict()))
         exported = weights.to_state_dict(weights.fit(state_dict, template, file))
         kept = {n: a for n, a in state_dict.items() if not n.endswith("num_batches_tracked")}
         assert_same_bits(exported, kept)

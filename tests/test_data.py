@@ -205,7 +205,10 @@ def test_only_the_split_that_is_asked_for_must_be_there(tmp_path):
 
 WRONG = {
     "float images": ({"test_images": np.full((7, 32, 32, 3), np.nan)}, "float64.* uint8"),
-    "other size": ({"test_images": np.zeros((7, 64, 64, 3), np.uint8)}, r"64, 64.*32, 32, 3"),
+    "other size": (
+        {"test_images": np.zeros((7, 30, 30, 3), np.uint8)},
+        r"30, 30.*of 4 from 8 to 224",
+    ),
     "two channels": ({"test_images": np.zeros((7, 32, 32, 2), np.uint8)}, "2 channels"),
     "flat images": ({"test_images": np.zeros((7, 3072), np.uint8)}, r"\[7, 3072\]"),
     "no images": (

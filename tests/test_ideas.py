@@ -94,7 +94,7 @@ def test_replayed_images_come_in_proportion_to_the_loss_of_the_clones_that_will_
 @pytest.mark.parametrize("train", [True, False])
 def test_each_of_several_generators_makes_its_own_part_of_a_batch(train):
     """By itself: with its own weights, and in train mode with statistics of its part alone."""
-    one = models.make_generator(width=2, latent_dim=4, channels=1)
+    one = models.make_generator(width=2, latent_dim=4, size=32, channels=1)
     net = models.share(one, 3)
     stacked = net.init(jax.random.key(0))
     z = jax.random.normal(jax.random.key(1), (12, 4))

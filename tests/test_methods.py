@@ -247,7 +247,7 @@ def test_logit_distance_and_class_balance_are_their_definitions():
 
 
 def test_proxy_images_depend_on_the_key_only_and_hold_shapes():
-    make = jax.jit(functools.partial(proxy.make_proxy, num_images=20))
+    make = jax.jit(functools.partial(proxy.make_proxy, num_images=20, size=32))
     images = np.asarray(make(jax.random.key(0)))
     assert images.shape == (20, 32, 32)
     assert images.dtype == np.uint8
@@ -294,7 +294,7 @@ def test_the_dcgan_has_the_published_shapes():
     discriminator = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512) + 4 * 512
     discriminator += 2 * (128 + 256 + 512)
     for module, x, out, count in (
-        (DcganGenerator(width=64, channels=3), z, (1, 32, 32, 3), generator),
+        (DcganGenerator(width=64, size=32, channels=3), z, (1, 32, 32, 3), generator),
         (DcganDiscriminator(width=64), images, (1,), discriminator),
     ):
         init = functools.partial(module.init, train=False)

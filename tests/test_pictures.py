@@ -47,19 +47,19 @@ def workdir_after(tmp_path, num_lines, num_classes, metrics=("gen/disagreement",
 def test_the_overview_is_drawn_from_the_workdir_alone_and_always_the_same(tmp_path, num_classes):
     workdir = workdir_after(tmp_path, 40, num_classes)
     before = sorted(workdir.rglob("*"))
-    pictures.save_overview(workdir, victim_accuracy=0.95)
+    pictures.save_overview(workdir, victim_accuracy=0.95, size=32)
     first = (workdir / "overview.png").read_bytes()
     assert sorted(workdir.rglob("*")) == sorted([*before, workdir / "overview.png"])
     assert read(workdir / "overview.png").std() > 10, "not a blank sheet"
-    pictures.save_overview(workdir, victim_accuracy=0.95)
+    pictures.save_overview(workdir, victim_accuracy=0.95, size=32)
     assert (workdir / "overview.png").read_bytes() == first
-    pictures.save_overview(workdir, victim_accuracy=0.5)
+    pictures.save_overview(workdir, victim_accuracy=0.5, size=32)
     assert (workdir / "overview.png").read_bytes() != first
 
 
 @pytest.mark.parametrize("num_lines", [0, 1])
 def test_a_run_that_has_hardly_begun_can_be_drawn(tmp_path, num_lines):
-    pictures.save_overview(workdir_after(tmp_path, num_lines, 10), victim_accuracy=0.95)
+    pictures.save_overview(workdir_after(tmp_path, num_lines, 10), victim_accuracy=0.95, size=32)
     assert (tmp_path / "overview.png").exists()
 
 
@@ -68,15 +68,17 @@ def test_the_images_picked_are_not_all_gray(tmp_path):
     images += np.arange(64, dtype=np.uint8)[:, None, None, None] + 100
     images[::8] = 0
     pictures.save_image_grid(tmp_path / "grid.png", images)
-    picked = pictures.some_tiles(tmp_path / "grid.png").reshape(5, 34, 34, 3)[:, 17, 17, 0]
+    picked = pictures.some_tiles(tmp_path / "grid.png", 34).reshape(5, 34, 34, 3)[:, 17, 17, 0]
     expected = images[[0, 9, 18, 27, 36], 0, 0, 0]
     np.testing.assert_array_equal(picked, expected)
     pictures.save_image_grid(tmp_path / "grid.png", images[:5])  # two rows of three
-    assert pictures.some_tiles(tmp_path / "grid.png").shape == (68, 34, 3)
+    assert pictures.some_tiles(tmp_path / "grid.png", 34).shape == (68, 34, 3)
 
 
 def test_metrics_that_a_method_does_not_have_are_left_out(tmp_path):
-    pictures.save_overview(workdir_after(tmp_path, 4, 10, metrics=()), victim_accuracy=0.95)
+    pictures.save_overview(
+        workdir_after(tmp_path, 4, 10, metrics=()), victim_accuracy=0.95, size=32
+    )
     assert (tmp_path / "overview.png").exists()
 
 

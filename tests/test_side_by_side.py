@@ -108,12 +108,12 @@ def test_networks_are_ours(name, train, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.syspath_prepend(FOLDER)
     if name == "dfme":
-        net = models.make_generator(name, width=4, latent_dim=8, channels=3)
+        net = models.make_generator(name, width=4, latent_dim=8, size=32, channels=3)
         theirs = load_script(FOLDER / "generator.py").Generator(8, 4, 3, 0)
         x = jax.random.normal(jax.random.key(1), (6, 8))
     else:
         width = 4 if "resnet" in name else models.usual_width(name)
-        net = models.make_classifier(name, width=width, num_classes=5, channels=3)
+        net = models.make_classifier(name, width=width, num_classes=5, size=32, channels=3)
         theirs = load_script(FOLDER / "classifiers.py").make_classifier(name, width, 3, 5)
         x = jax.random.normal(jax.random.key(1), (6, 32, 32, 3))
     variables = net.init(jax.random.key(0))

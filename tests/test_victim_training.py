@@ -175,7 +175,7 @@ def test_the_learning_rate_falls_at_fractions_of_the_training():
 
 def test_one_call_per_epoch_and_one_per_batch_make_the_same_updates():
     config = toy_config(flip=True, batch_size=32)
-    net = models.make_classifier("lenet5", width=3, num_classes=3, channels=1)
+    net = models.make_classifier("lenet5", width=3, num_classes=3, size=32, channels=1)
     tx = supervised.make_optimizer(config, 2)
     images = jax.random.randint(jax.random.key(0), (64, 32, 32, 1), 0, 256).astype(jnp.uint8)
     train_set = supervised.Images(images, jnp.arange(64) % 3)
@@ -203,7 +203,7 @@ def test_one_call_per_epoch_and_one_per_batch_make_the_same_updates():
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32():
     config = toy_config(batch_size=8)
-    net = models.make_classifier("lenet5", num_classes=3, channels=1, dtype=jnp.bfloat16)
+    net = models.make_classifier("lenet5", num_classes=3, size=32, channels=1, dtype=jnp.bfloat16)
     tx = optax.sgd(0.1)
     images = jnp.zeros((8, 32, 32, 1), jnp.uint8)
     train_set = supervised.Images(images, jnp.zeros(8, jnp.int32))
@@ -418,7 +418,10 @@ def accuracy_of(path, dataset, data_dir=""):
     """Of a file of weights, through the oracle that an extraction would make of it."""
     info = datasets.describe(dataset, data_dir)
     net, variables, _ = network.load_network(
-        VictimConfig(weights=str(path)), num_classes=info.num_classes, channels=info.channels
+        VictimConfig(weights=str(path)),
+        num_classes=info.num_classes,
+        size=info.size,
+        channels=info.channels,
     )
     oracle = network.make_victim(net, variables, mean=info.mean, std=info.std, hard_labels=True)
     test = datasets.load(dataset, "test", data_dir)

@@ -14,9 +14,13 @@ def rounds_a_call() -> int:
     return 1 if loops_are_slow() else 20
 
 
-def tested_at_once() -> int:
-    """Images in one batch of an evaluation; 500 are too many for a CPU's caches."""
-    return 100 if name() == "cpu" else 500
+def tested_at_once(size: int) -> int:
+    """Images of so many pixels in height and width in one batch of an evaluation.
+
+    On a CPU 100 of 32, because 500 are too many for its caches, and as many pixels of others.
+    """
+    num_pixels = (100 if name() == "cpu" else 500) * 32**2
+    return max(1, num_pixels // size**2)
 
 
 def usual_dtype() -> jnp.dtype:

@@ -12,9 +12,10 @@ A data set NAME is `DATA_DIR/NAME.npz` where there is such a file. Otherwise:
 |                         | black margin of 2 pixels                                   |
 | noise10, noise100       | random pixels and labels, to try a program without data    |
 
-An .npz holds `train_images` and `test_images`, uint8 [N, 32, 32, channels], [N, 28, 28,
-channels] or without the axis of channels; `train_labels` and `test_labels`, integers [N]; and
-`classes`, the names of the K classes. A split that nobody asks for may be absent.
+An .npz holds `train_images` and `test_images`, uint8 [N, S, S, channels] or without the axis of
+channels; `train_labels` and `test_labels`, integers [N]; and `classes`, the names of the K classes.
+A split that nobody asks for may be absent. Under a name of one's own S is any multiple of 4 from 8
+to 224; in the table above it is 32. 28x28 images always get the margin.
 """
 
 import functools
@@ -29,8 +30,10 @@ from PIL import Image
 from disguide_jax.errors import UserError
 from disguide_jax.files import idx, npz, tfds
 from disguide_jax.files.tfds import Arrays, Split
+from disguide_jax.options import SIZES, SIZES_IN_WORDS
 
-IMAGE_SIZE = 32
+IMAGE_SIZE = 32  # of all data sets in the table, and of what else says no size
+MARGIN = 2  # black pixels around images of 28x28
 NAMES_OF_ARRAYS = "train_images, train_labels, test_images, test_labels and classes"
 
 
@@ -71,15 +74,15 @@ _KNOWN = {
 
 
 def describe(name: str, data_dir: str = "") -> Info:
-    """Classes, channels and usual normalisation of a data set.
+    """Classes, channels, usual normalisation and size of images of a data set.
 
     Args:
-      name: see the table above; of an unknown name, DATA_DIR/NAME.npz tells the classes and
-        channels, and its normalisation is that of images in [-1, 1].
+      name: see the table above; of an unknown name, DATA_DIR/NAME.npz tells all but the
+        normalisation, which is that of images in [-1, 1].
       data_dir: where NAME.npz lies; "" is the current directory.
 
     Raises:
-      UserError: there is no such data set.
+      UserError: there is no such data set, or none with such images.
     """
     if name in _KNOWN:
         return _KNOWN[name].info
@@ -90,14 +93,20 @@ def describe(name: str, data_dir: str = "") -> Info:
             f"{path} with {NAMES_OF_ARRAYS}"
         )
     classes = npz.read(path, "classes")
-    arrays = npz.read(path, "test_images") or npz.read(path, "train_images")
-    if not classes or classes["classes"].ndim != 1 or not arrays:
+    shapes = npz.read_shapes(path, "test_images", "train_images")
+    if not classes or classes["classes"].ndim != 1 or not shapes:
         raise UserError(f"{path}: it must hold {NAMES_OF_ARRAYS} (names of the classes, [K])")
-    (images,) = arrays.values()
-    channels = images.shape[-1] if images.ndim == 4 else 1
+    shape = next(iter(shapes.values()))
+    channels = shape[-1] if len(shape) == 4 else 1
     if channels not in (1, 3):
         raise UserError(f"{path}: its images have {channels} channels; they must have 1 or 3")
-    return Info(len(classes["classes"]), channels, (0.5,) * channels, (0.5,) * channels)
+    if len(shape) not in (3, 4) or shape[1] != shape[2] or shape[1] not in SIZES:
+        raise UserError(
+            f"{path}: the images are {list(shape)}; they must be [N, S, S, channels] or [N, S, S], "
+            f"S {SIZES_IN_WORDS}"
+        )
+    size = shape[1] + (2 * MARGIN if shape[1] == 28 else 0)
+    return Info(len(classes["classes"]), channels, (0.5,) * channels, (0.5,) * channels, size)
 
 
 def num_train_images(name: str) -> int:
@@ -174,12 +183,12 @@ def _checked(arrays: Arrays, where: str, *, info: Info, num_images: int | None) 
     if images.ndim == 3:
         images = images[..., None]
     if images.shape[1:3] == (28, 28):
-        images = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
-    size = (IMAGE_SIZE, IMAGE_SIZE, info.channels)
+        images = np.pad(images, [(0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)])
+    shape = (info.size, info.size, info.channels)
     check(
-        images.shape[1:] == size,
-        f"the images are {list(arrays[0].shape)}; they must be [N, {', '.join(map(str, size))}], "
-        "or 28x28",
+        images.shape[1:] == shape,
+        f"the images are {list(arrays[0].shape)}; they must be [N, {', '.join(map(str, shape))}]"
+        + (", or 28x28" if info.size == IMAGE_SIZE else ""),
     )
     check(
         labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer),

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
-    """Images [N, 32, 32, channels] uint8 and labels [N] int32."""
+    """Images [N, H, W, channels] uint8 and labels [N] int32."""
 
     images: np.ndarray
     labels: np.ndarray

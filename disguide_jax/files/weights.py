@@ -16,6 +16,7 @@ is named by its PyTorch path, here P, so that the rules need not know the networ
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -50,6 +51,7 @@ class Architecture(NamedTuple):
     width: int  # channels after the first convolution
     channels: int  # of the images
     num_classes: int
+    size: int = 0  # height and width of the images in pixels; 0: the network takes all
 
 
 def recognise(state_dict: StateDict, where: str) -> Architecture:
@@ -66,22 +68,26 @@ def recognise(state_dict: StateDict, where: str) -> Architecture:
     """
     stages = re.findall(r"^layer(\d+)\.\d+\.conv1\.weight$", "\n".join(state_dict), re.M)
     blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
-    stem, linear, fc2 = (
+    stem, linear, fc1, fc2 = (
         np.shape(state_dict[name]) if name in state_dict else None
-        for name in ("conv1.weight", "linear.weight", "fc2.weight")
+        for name in ("conv1.weight", "linear.weight", "fc1.weight", "fc2.weight")
     )
-    match stem, linear, fc2:
-        case (width, channels, 3, 3), (num_classes, _), None if blocks in RESNETS:
+    match stem, linear, fc1, fc2:
+        case (width, channels, 3, 3), (num_classes, _), _, None if blocks in RESNETS:
             return Architecture(RESNETS[blocks], width, channels, num_classes)
-        case (width, channels, 5, 5), None, (num_classes, _) if width in LENETS:
-            return Architecture(LENETS[width], width, channels, num_classes)
+        case (width, channels, 5, 5), None, (_, inputs), (num_classes, _) if width in LENETS:
+            side = math.isqrt(inputs // (20 * width))  # of the 20 * width last maps
+            if side and inputs == 20 * width * side**2:
+                size = 4 * side + 28
+                return Architecture(LENETS[width], width, channels, num_classes, size)
     found = [f"{name} {list(np.shape(array))}" for name, array in state_dict.items()]
     raise UserError(
         f"{where}: not the weights of a classifier that this project knows."
         f"\nExpected resnet18_8x or resnet34_8x: conv1.weight [width, channels, 3, 3], bn1, "
         f"2, 2, 2, 2 or 3, 4, 6, 3 blocks layerN.M, linear.weight [classes, features];"
         f"\n      or lenet5 or lenet5_half: conv1.weight [6 or 3, channels, 5, 5], conv2, "
-        f"conv3, fc1, fc2.weight [classes, features]."
+        f"conv3,\n      fc1.weight [features, 120 or 60 times a square], fc2.weight [classes, "
+        f"features]."
         f"\nFound {', '.join(map(str, blocks)) or 'no'} blocks layerN.M and the tensors"
         f"\n  {_listed(found)}"
     )

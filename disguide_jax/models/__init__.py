@@ -4,6 +4,9 @@
 |---------------------------|--------------------------------|----------------------------------|
 | resnet18_8x, resnet34_8x  | CIFAR ResNets                  | channels of the stem, usually 64 |
 | lenet5, lenet5_half       | LeNet-5 and its half           | feature maps of conv1, 6 and 3   |
+
+All take and make images of any size, a multiple of 4 from 8 to 224, but for LeNets, which take
+none below 32.
 """
 
 import functools
@@ -19,39 +22,53 @@ from disguide_jax.core.types import Array, Key, Net, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.models.dcgan import DcganDiscriminator, DcganGenerator
 from disguide_jax.models.generator import Generator
-from disguide_jax.models.lenet import LeNet5
+from disguide_jax.models.lenet import LEAST_SIZE, LeNet5
 from disguide_jax.models.resnet import ResNet
+from disguide_jax.options import SIZES, SIZES_IN_WORDS
 
-IMAGE_SIZE = 32
-
-CLASSIFIERS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # module, usual width
-    "resnet18_8x": (functools.partial(ResNet, blocks=(2, 2, 2, 2)), 64),
-    "resnet34_8x": (functools.partial(ResNet, blocks=(3, 4, 6, 3)), 64),
-    "lenet5": (LeNet5, 6),
-    "lenet5_half": (LeNet5, 3),
+CLASSIFIERS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
+    # module, usual width, least size of the images
+    "resnet18_8x": (functools.partial(ResNet, blocks=(2, 2, 2, 2)), 64, SIZES[0]),
+    "resnet34_8x": (functools.partial(ResNet, blocks=(3, 4, 6, 3)), 64, SIZES[0]),
+    "lenet5": (LeNet5, 6, LEAST_SIZE),
+    "lenet5_half": (LeNet5, 3, LEAST_SIZE),
 }
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {"dfme": Generator, "dcgan": DcganGenerator}
 
 
 def make_classifier(
-    model: str, *, width: int = 0, num_classes: int, channels: int, dtype: DTypeLike | None = None
+    model: str,
+    *,
+    width: int = 0,
+    num_classes: int,
+    size: int,
+    channels: int,
+    dtype: DTypeLike | None = None,
 ) -> Net:
-    """A classifier, images [N, 32, 32, channels] -> logits [N, K].
+    """A classifier, images [N, size, size, channels] -> logits [N, K].
 
     Args:
       model: a key of `CLASSIFIERS`.
       width: see the table above; 0 is the usual one.
       num_classes: K.
+      size: height and width of the images in pixels.
       channels: of the images, 1 or 3.
       dtype: compute dtype; None computes in the dtype of parameters and images.
 
     Raises:
-      UserError: there is no such model.
+      UserError: there is no such model, or it takes no images of this size.
     """
     width = width or usual_width(model)
-    module, _ = CLASSIFIERS[model]
-    image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, channels), jnp.float32)
+    _check_size(size)
+    module, _, least_size = CLASSIFIERS[model]
+    if size < least_size:
+        any_size = [name for name, (_, _, least) in CLASSIFIERS.items() if least <= size]
+        raise UserError(
+            f"{model} takes images of {least_size}x{least_size} pixels and larger, and these are "
+            f"{size}x{size}; {' and '.join(any_size)} take them"
+        )
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     return as_net(module(width=width, num_classes=num_classes, dtype=dtype), image)
 
 
@@ -71,31 +88,53 @@ def make_generator(
     *,
     width: int,
     latent_dim: int,
+    size: int,
     channels: int,
     dtype: DTypeLike | None = None,
 ) -> Net:
-    """A generator, latent vectors [N, Z] -> images before their tanh.
+    """A generator, latent vectors [N, Z] -> images before their tanh, [N, size, size, channels].
 
     Args:
       model: a key of `GENERATORS`.
       width: feature maps of its last layer but one.
       latent_dim: Z.
+      size: height and width of the images in pixels.
       channels: of the images, 1 or 3.
       dtype: compute dtype; None computes in the dtype of parameters and latent vectors.
 
     Raises:
-      UserError: there is no such model.
+      UserError: there is no such model, or no images of this size.
     """
     if model not in GENERATORS:
         raise UserError(f"unknown generator {model!r}; there are {', '.join(GENERATORS)}")
+    _check_size(size)
     latent = jax.ShapeDtypeStruct((1, latent_dim), jnp.float32)
-    return as_net(GENERATORS[model](width=width, channels=channels, dtype=dtype), latent)
+    module = GENERATORS[model](width=width, size=size, channels=channels, dtype=dtype)
+    return as_net(module, latent)
 
 
-def make_discriminator(*, width: int, channels: int, dtype: DTypeLike | None = None) -> Net:
-    """DCGAN's discriminator, images [N, 32, 32, channels] -> the logit of being real, [N]."""
-    image = jax.ShapeDtypeStruct((1, IMAGE_SIZE, IMAGE_SIZE, channels), jnp.float32)
+def make_discriminator(
+    *, width: int, size: int, channels: int, dtype: DTypeLike | None = None
+) -> Net:
+    """DCGAN's discriminator, images [N, size, size, channels] -> the logit of being real, [N].
+
+    Args:
+      width: feature maps of its first layer.
+      size: height and width of the images in pixels.
+      channels: of the images, 1 or 3.
+      dtype: compute dtype; None computes in the dtype of parameters and images.
+
+    Raises:
+      UserError: there are no images of this size.
+    """
+    _check_size(size)
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     return as_net(DcganDiscriminator(width=width, dtype=dtype), image)
+
+
+def _check_size(size: int) -> None:
+    if size not in SIZES:
+        raise UserError(f"images of {size}x{size} pixels: their size must be {SIZES_IN_WORDS}")
 
 
 def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:

@@ -18,12 +18,13 @@ Array = jax.Array
 
 
 class Generator(nn.Module):
-    """Latent vectors [N, Z] -> images before their tanh, [N, 32, 32, channels].
+    """Latent vectors [N, Z] -> images before their tanh, [N, size, size, channels].
 
     The tanh is left to the caller because zeroth-order methods perturb what goes into it.
     """
 
     width: int  # 64 in the paper: 128-128-64 feature maps
+    size: int  # a multiple of 4, because it is doubled twice
     channels: int
     dtype: DTypeLike | None = None  # compute dtype; None follows parameters and input
 
@@ -37,8 +38,9 @@ class Generator(nn.Module):
         def norm(x: Array, name: str, affine: bool = True) -> Array:
             return BatchNorm(affine, features_axis(), name=name)(x, train=train)
 
-        x = dense(z, 2 * self.width * 8 * 8, dtype=self.dtype, name="l1.0")
-        x = norm(split_channels(x, 8), "conv_blocks0.0")
+        first = self.size // 4
+        x = dense(z, 2 * self.width * first * first, dtype=self.dtype, name="l1.0")
+        x = norm(split_channels(x, first), "conv_blocks0.0")
         x = norm(conv3x3(x, 2 * self.width, "conv_blocks1.0"), "conv_blocks1.1")
         x = nn.leaky_relu(x, 0.2)
         x = norm(conv3x3(x, self.width, "conv_blocks2.0"), "conv_blocks2.1")

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from disguide_jax.core import backend
+from disguide_jax.errors import UserError
 from disguide_jax.models import windows
 from disguide_jax.models.conv import conv_general_dilated
 
@@ -234,7 +235,8 @@ class BatchNorm(nn.Module):
 
     It differs from Flax's in that the running variance is the unbiased one, which a clone's
     answers in eval mode depend on, and that statistics are computed in two passes (the
-    difference of squares loses half the digits), in float32 at least.
+    difference of squares loses half the digits), in float32 at least. In train mode it raises
+    UserError for a single value per feature, which has no variance.
     """
 
     affine: bool = True
@@ -260,6 +262,11 @@ class BatchNorm(nn.Module):
             mean = wide.mean(axes)
             var = jnp.square(wide - across(mean)).mean(axes)
             count = x.size // x.shape[self.axis]
+            if count == 1:
+                raise UserError(
+                    "a batch norm gets a single image with maps of one pixel, which have no "
+                    "variance: config.batch_size must be larger"
+                )
             self._track(running_mean, mean)
             self._track(running_var, var * (count / (count - 1)))
         else:

@@ -1,4 +1,4 @@
-"""LeNet-5 and its half, for 32x32 images."""
+"""LeNet-5 and its half, for images of 32x32 pixels and larger."""
 
 import jax
 from flax import linen as nn
@@ -14,11 +14,15 @@ from disguide_jax.models.layers import (
 
 Array = jax.Array
 
+LEAST_SIZE = 32  # leaves one pixel after three 5x5 convolutions and two poolings
+
 
 class LeNet5(nn.Module):
-    """Images [N, 32, 32, channels] -> logits [N, K].
+    """Images [N, H, W, channels] -> logits [N, K].
 
-    `width` is the number of first feature maps: 6 is LeNet-5 (6-16-120-84), 3 its half.
+    `width` is the number of first feature maps: 6 is LeNet-5 (6-16-120-84), 3 its half. Height and
+    width of the images are multiples of 4. The last maps, of (H - 28) / 4 pixels each way, are
+    flattened channels first, as PyTorch does it: fc1 grows with the images.
     """
 
     width: int
@@ -40,7 +44,7 @@ class LeNet5(nn.Module):
 
 
 def max_pool(x: Array) -> Array:
-    """The largest of every 2x2 pixels of feature maps."""
+    """The largest of every 2x2 pixels of feature maps, whose height and width must be even."""
     # Not nn.max_pool: its gradient, select-and-scatter, is slow on CPUs.
     first, height, width, last = x.shape
     return x.reshape(first, height // 2, 2, width // 2, 2, last).max(axis=(2, 4))

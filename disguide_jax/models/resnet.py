@@ -16,7 +16,10 @@ Array = jax.Array
 
 
 class ResNet(nn.Module):
-    """Images [N, 32, 32, channels] -> logits [N, K]."""
+    """Images [N, H, W, channels] -> logits [N, K].
+
+    Strides halve height and width three times, and round odd ones up.
+    """
 
     blocks: tuple[int, ...]  # basic blocks in each stage: (2, 2, 2, 2) is ResNet-18
     width: int  # channels of the stem; each later stage doubles them

@@ -36,7 +36,7 @@ def load(config: Config) -> tuple[network.Victim | Endpoint, Task, str]:
         endpoint = endpoints.connect(config.victim, contract)
         return endpoint, task_of(info), config.victim.endpoint
     net, variables, model = network.load_network(
-        config.victim, num_classes=info.num_classes, channels=info.channels
+        config.victim, num_classes=info.num_classes, size=info.size, channels=info.channels
     )
     mean, std = network.normalisation(config.victim, info)
     config.victim.model, config.victim.width = model.model, model.width

@@ -59,7 +59,7 @@ def make_test_set(
       victim_labels: [M] integers, what the victim said, which fidelity is measured against.
       batch_size: N, if not what suits the backend; the last batch is padded.
     """
-    batch_size = min(batch_size or backend.tested_at_once(), len(images))
+    batch_size = min(batch_size or backend.tested_at_once(images.shape[1]), len(images))
     padding = -len(images) % batch_size
     images = np.pad(images, [(0, padding)] + [(0, 0)] * 3)
     unknown = np.full(len(victim_labels), PADDING)
@@ -77,7 +77,7 @@ def make_test_set(
 
 def labels_of(victim: Victim, images: np.ndarray) -> np.ndarray:
     """What a victim says of real images [M, H, W, channels] uint8, [M] int32."""
-    batch_size = min(backend.tested_at_once(), len(images))
+    batch_size = min(backend.tested_at_once(images.shape[1]), len(images))
     padded = np.pad(images, [(0, -len(images) % batch_size)] + [(0, 0)] * 3)
 
     @jax.jit
@@ -171,7 +171,7 @@ def report(config: VictimConfig, dataset: str, data_dir: str, predictions: str) 
     """
     info = datasets.describe(dataset, data_dir)
     net, variables, found = load_network(
-        config, num_classes=info.num_classes, channels=info.channels
+        config, num_classes=info.num_classes, size=info.size, channels=info.channels
     )
     mean, std = normalisation(config, info)
     test = datasets.load(dataset, "test", data_dir)

@@ -41,7 +41,6 @@ from disguide_jax.run.program import Program
 from disguide_jax.run.progress import Clock, Progress
 from disguide_jax.victims.paid import Paid
 
-NUM_SAMPLES = 64
 SECONDS_BETWEEN_PICTURES = 60  # at least, until the last one
 
 
@@ -308,7 +307,8 @@ class Observer:
         """Draws overview.png, which takes half a second: at once, or not sooner than is due."""
         if at_once or time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
             accuracy = evaluate.victim_accuracy(self._place.test_set)
-            pictures.save_overview(self._place.workdir, victim_accuracy=accuracy)
+            size = self._program.kit.task.size
+            pictures.save_overview(self._place.workdir, victim_accuracy=accuracy, size=size)
             self._drawn = time.perf_counter()
 
 
@@ -328,11 +328,11 @@ def make_sample(program: Program) -> Callable[[TrainState], tuple[np.ndarray, di
     Beside them it gives what the guard must see of any method: how saturated they are and, of
     more clones than one, how far these disagree on them.
     """
-    several = program.config.num_clones > 1
+    several, num = program.config.num_clones > 1, pictures.num_images(program.kit.task.size)
 
     @jax.jit
     def sample(state: TrainState) -> tuple[Array, Metrics]:
-        images = programs.sample_images(program.kit, state, NUM_SAMPLES)
+        images = programs.sample_images(program.kit, state, num)
         seen = {"gen/saturation": (jnp.abs(images) > guard.SATURATED).mean()}
         if several:
             clones, net = program.method.result(state), program.networks.exact_clones

@@ -79,13 +79,18 @@ def check_fits(program: Program, workdir: pathlib.Path) -> None:
     Raises:
       UserError: with both numbers.
     """
-    needed = _num_bytes(program.template)
+    needed, replay = _num_bytes(program.template), program.template.replay
     available = _device_memory()
     if available and needed > available:
+        said = f"the run needs {_size(needed)} on the device"
+        if not program.method.keeps_replay:
+            raise UserError(
+                f"{said}; there are {_size(available)}. Choose smaller networks or fewer images."
+            )
+        pixels = "x".join(map(str, replay.images.shape[1:]))
         raise UserError(
-            f"the run needs {_size(needed)} on the device, "
-            f"{_size(_num_bytes(program.template.replay))} of it for "
-            f"config.replay.size={program.config.replay.size:,} in "
+            f"{said}, {_size(_num_bytes(replay))} of it for "
+            f"config.replay.size={program.config.replay.size:,} images of {pixels} in "
             f"config.replay.dtype={program.config.replay.dtype}; there are {_size(available)}. "
             "Choose a smaller replay.size, or uint8."
         )

@@ -15,29 +15,44 @@ from PIL import Image
 from disguide_jax.files import atomic
 from disguide_jax.files.workdir import read_log
 
-TILE = 34  # an image of a grid: 32 pixels and a frame of one
+FRAME = 1  # black pixels around each image of a grid
+MAX_COLUMNS, MAX_PIXELS = 8, 1024  # of a grid, which has as many rows as columns
 MAX_TIMES = 8  # columns of images in the overview
-NUM_LATENTS = 5  # rows of them
+NUM_LATENTS = 5  # rows of them, from the diagonal of a grid
+LARGE = 64  # pixels of images which the overview shows smaller than they are
+
+
+def num_images(size: int) -> int:
+    """How many of a generator's images, of so many pixels in height and width, a grid shows."""
+    columns = min(MAX_PIXELS // (size + 2 * FRAME), MAX_COLUMNS)
+    return max(columns, NUM_LATENTS) ** 2
 
 
 def save_image_grid(path: pathlib.Path, images: np.ndarray) -> None:
     """Writes uint8 images [N, H, W, channels] as one PNG, in rows of about sqrt(N)."""
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    pixels = np.pad(images, [(0, rows * columns - len(images)), (1, 1), (1, 1), (0, 0)])
+    frame = (FRAME, FRAME)
+    pixels = np.pad(images, [(0, rows * columns - len(images)), frame, frame, (0, 0)])
     _, height, width, channels = pixels.shape
     grid = pixels.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     grid = grid.reshape(rows * height, columns * width, channels)
     Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
 
 
-def save_overview(workdir: pathlib.Path, *, victim_accuracy: float | None) -> None:
-    """Writes WORKDIR/overview.png from its metrics.jsonl and samples/ alone."""
+def save_overview(workdir: pathlib.Path, *, victim_accuracy: float | None, size: int) -> None:
+    """Writes WORKDIR/overview.png from its metrics.jsonl and samples/ alone.
+
+    Args:
+      workdir: of the run.
+      victim_accuracy: on the test images; None where nobody knows their labels.
+      size: height and width of the generator's images in pixels.
+    """
     lines = read_log(workdir)
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     panels = figure.subplots(2, 2)
     draw_accuracy(panels[0, 0], lines, victim_accuracy)
-    draw_samples(panels[0, 1], sorted((workdir / "samples").glob("*.png")))
+    draw_samples(panels[0, 1], sorted((workdir / "samples").glob("*.png")), size)
     draw_classes(panels[1, 0], lines)
     draw_disagreement(panels[1, 1], lines)
     for panel in (panels[0, 0], panels[1, 0], panels[1, 1]):
@@ -72,28 +87,30 @@ def draw_accuracy(
     axes.legend(frameon=False)
 
 
-def draw_samples(axes: Axes, paths: Sequence[pathlib.Path]) -> None:
+def draw_samples(axes: Axes, paths: Sequence[pathlib.Path], size: int) -> None:
     """The same latent vectors in each row, later from left to right."""
+    tile = size + 2 * FRAME
     axes.set(title="generated images, from the same latent vectors", xticks=[], yticks=[])
     axes.set_frame_on(False)
     if not paths:
         return
     picked = np.unique(np.linspace(0, len(paths) - 1, MAX_TIMES).round().astype(int))
-    columns = [some_tiles(paths[i]) for i in picked]
-    axes.imshow(np.concatenate(columns, axis=1), interpolation="nearest")
+    columns = [some_tiles(paths[i], tile) for i in picked]
+    interpolation = "nearest" if size < LARGE else "antialiased"
+    axes.imshow(np.concatenate(columns, axis=1), interpolation=interpolation)
     names = [short_number(int(paths[i].stem)) for i in picked]
-    axes.set_xticks([TILE * (i + 0.5) for i in range(len(picked))], names)
+    axes.set_xticks([tile * (i + 0.5) for i in range(len(picked))], names)
     axes.set_xlabel("queries")
 
 
-def some_tiles(path: pathlib.Path) -> np.ndarray:
-    """The first images of a grid's diagonal, one below the other, [H, TILE, 3].
+def some_tiles(path: pathlib.Path, tile: int) -> np.ndarray:
+    """The first images of a grid's diagonal, one below the other, [H, tile, 3].
 
     Those of a column would all be gray where every eighth image is.
     """
     with Image.open(path) as image:
         grid = np.asarray(image.convert("RGB"))
-    places = [slice(i * TILE, (i + 1) * TILE) for i in range(NUM_LATENTS)]
+    places = [slice(i * tile, (i + 1) * tile) for i in range(NUM_LATENTS)]
     return np.concatenate([grid[place, place] for place in places if place.stop <= len(grid)])
 
 

@@ -228,6 +228,7 @@ def make_networks(config: Config, task: Task) -> Networks:
             config.clones.model,
             width=config.clones.width,
             num_classes=task.num_classes,
+            size=task.size,
             channels=task.channels,
             dtype=dtype,
         )
@@ -237,13 +238,14 @@ def make_networks(config: Config, task: Task) -> Networks:
         config.generator.model,
         width=config.generator.width,
         latent_dim=config.generator.latent_dim,
+        size=task.size,
         channels=task.channels,
         dtype=dtype,
     )
     discriminator = None
     if method_of(config).has_discriminator:
         discriminator = models.make_discriminator(
-            width=config.generator.width, channels=task.channels, dtype=dtype
+            width=config.generator.width, size=task.size, channels=task.channels, dtype=dtype
         )
     generators = models.share(generator, config.generator.count)
     return Networks(generators, make_clones(dtype), make_clones(None), discriminator)

@@ -80,7 +80,7 @@ def make_evaluate(net: Net, info: datasets.Info) -> Callable[[Variables, Images]
 
     def evaluate(variables: Variables, test_set: Images) -> float:
         victim = make_victim(net, variables, mean=info.mean, std=info.std, hard_labels=True)
-        total, batch_size = len(test_set.labels), backend.tested_at_once()
+        total, batch_size = len(test_set.labels), backend.tested_at_once(info.size)
         batches = (slice(i, i + batch_size) for i in range(0, total, batch_size))
         counts = [count(victim, test_set.images[b], test_set.labels[b]) for b in batches]
         return sum(map(int, counts)) / total
@@ -174,6 +174,7 @@ def build(
         config.model,
         width=config.width,
         num_classes=info.num_classes,
+        size=info.size,
         channels=info.channels,
         dtype=compute_dtype(config.precision),
     )

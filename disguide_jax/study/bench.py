@@ -195,6 +195,7 @@ def make_clone_steps(kit: Kit) -> dict[str, tuple[CloneStep, Learner]]:
         config.clones.model,
         width=config.clones.width,
         num_classes=task.num_classes,
+        size=task.size,
         channels=task.channels,
         dtype=program.compute_dtype(config.precision),
     )

@@ -72,6 +72,7 @@ def extraction_flops(config: Config) -> int:
         config.victim.model,
         width=config.victim.width,
         num_classes=info.num_classes,
+        size=info.size,
         channels=info.channels,
     )
 
@@ -97,12 +98,13 @@ def training_flops(config: VictimTrainingConfig) -> int:
         config.model,
         width=config.width,
         num_classes=info.num_classes,
+        size=info.size,
         channels=info.channels,
     )
     steps_per_epoch = num_images // config.batch_size
     tx = supervised.make_optimizer(config, steps_per_epoch)
     state = jax.eval_shape(lambda: supervised.init_state(config, net, tx, num_images))
-    size = (num_images, models.IMAGE_SIZE, models.IMAGE_SIZE, info.channels)
+    size = (num_images, info.size, info.size, info.channels)
     train_set = jax.eval_shape(
         lambda: supervised.Images(jnp.zeros(size, jnp.uint8), jnp.zeros(num_images, jnp.int32))
     )

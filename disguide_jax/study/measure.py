@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax import models
 from disguide_jax.config import Config
 from disguide_jax.core import backend, replay
 from disguide_jax.core.exchange import Kit
@@ -136,7 +135,7 @@ def make_sample(batch_size: int) -> Callable[[replay.Replay, Array], tuple[Array
 def replay_bytes(config: Config) -> int:
     """The bytes that the buffer takes."""
     info = datasets.describe(config.dataset, config.data_dir)
-    image = models.IMAGE_SIZE**2 * info.channels * jnp.dtype(config.replay.dtype).itemsize
+    image = info.size**2 * info.channels * jnp.dtype(config.replay.dtype).itemsize
     answer = 4 if config.labels == "hard" else 4 * info.num_classes
     return config.replay.size * (image + answer)
 

@@ -1,7 +1,8 @@
 """Compares this project with numbers recorded from the authors' PyTorch code.
 
 A directory holds state dicts (NAME.pt) and recordings (NAME.npz); every comparison that its files
-allow is made, through the functions that train, in float64. Sizes are read from the arrays.
+allow is made, through the functions that train, in float64. Images are 32x32; other sizes are
+read from the arrays.
 """
 
 import functools
@@ -23,6 +24,7 @@ from disguide_jax.core.exchange import Kit
 from disguide_jax.core.types import Net, Networks, Optimizers, Task, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.files import weights
+from disguide_jax.files.datasets import IMAGE_SIZE
 from disguide_jax.methods import dfme, disguide
 from disguide_jax.options import GeneratorConfig
 
@@ -229,6 +231,7 @@ def _classifier(
 ) -> tuple[Net, Variables]:
     path = directory / f"{name}.pt"
     arch = weights.recognise(weights.load_state_dict(path), str(path))
+    arch = arch._replace(size=IMAGE_SIZE)
     return models.make_classifier(**arch._asdict(), dtype=dtype), _weights(path)
 
 
@@ -236,8 +239,10 @@ def _generator(directory: pathlib.Path, dtype: DTypeLike | None = None) -> tuple
     variables = _weights(directory / "generator.pt")
     latent_dim = variables.params["l1.0"]["kernel"].shape[0]
     *_, width, channels = variables.params["conv_blocks2.3"]["kernel"].shape
-    sizes = {"width": width, "latent_dim": latent_dim, "channels": channels}
-    return models.make_generator(**sizes, dtype=dtype), variables
+    net = models.make_generator(
+        width=width, latent_dim=latent_dim, size=IMAGE_SIZE, channels=channels, dtype=dtype
+    )
+    return net, variables
 
 
 def _num_clones(directory: pathlib.Path) -> int:
@@ -254,7 +259,7 @@ def _kit(
     net = models.stack(clones[0][0], num_clones)
     kit = Kit(
         config=Config(name="parity", dataset="", labels="soft", query_budget=1, **changes),
-        task=Task(size=32, channels=3, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3),
+        task=Task(size=IMAGE_SIZE, channels=3, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3),
         networks=Networks(generator, net, net),
         tx=Optimizers(optax.identity(), optax.identity()),
         answers=answers.soft(answers.l1(1e-30)),

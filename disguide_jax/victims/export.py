@@ -122,7 +122,9 @@ def export(source: str, target: pathlib.Path, dataset: str, data_dir: str = "") 
     except ImportError as error:
         raise UserError("this needs `pip install 'disguide_jax[onnx]'`") from error
     config, info = VictimConfig(weights=source), datasets.describe(dataset, data_dir)
-    _, _, found = network.load_network(config, num_classes=info.num_classes, channels=info.channels)
+    _, _, found = network.load_network(
+        config, num_classes=info.num_classes, size=info.size, channels=info.channels
+    )
     state_dict = weights.load_state_dict(network.weights_path(config))
     graph = Graph(state_dict)
     mean, std = (

@@ -92,13 +92,14 @@ def make_victim(
 
 
 def load_network(
-    config: VictimConfig, *, num_classes: int, channels: int
+    config: VictimConfig, *, num_classes: int, size: int, channels: int
 ) -> tuple[Net, Variables, weights.Architecture]:
     """The victim's network and weights; its architecture is read off the weights.
 
     Args:
       config: where the weights are and what they must be.
       num_classes: K, of the data set.
+      size: height and width of the data set's images in pixels.
       channels: of the data set's images.
 
     Raises:
@@ -122,10 +123,16 @@ def load_network(
                     f"{config.weights}: {key} is {getattr(found, key)!r}, "
                     f"but the configuration needs {meant!r}"
                 )
+        if found.size not in (0, size):
+            raise UserError(
+                f"{config.weights}: a {found.model} for images of {found.size}x{found.size} "
+                f"pixels, but those of the data set are {size}x{size}"
+            )
     net = models.make_classifier(
         found.model,
         width=found.width,
         num_classes=found.num_classes,
+        size=size,
         channels=found.channels,
     )
     if config.weights == RANDOM_WEIGHTS:
@@ -224,7 +231,8 @@ def convert_victim(source: pathlib.Path, target: pathlib.Path, **known: object) 
         raise UserError(f"{target} exists; remove it, or name another file")
     state_dict = weights.load_state_dict(source)
     found = weights.recognise(state_dict, str(source))
-    net = models.make_classifier(**found._asdict())
+    size = found.size or datasets.IMAGE_SIZE  # of those that take all sizes, any will do
+    net = models.make_classifier(**found._replace(size=size)._asdict())
     template = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     weights.fit(state_dict, template, str(source))
     # The file keeps the dtypes of its source; they are cast when a victim is loaded.
@@ -236,6 +244,7 @@ def convert_victim(source: pathlib.Path, target: pathlib.Path, **known: object) 
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     return (
         f"{source}: {found.model}, width {found.width}, {found.channels} channels, "
-        f"{found.num_classes} classes, {num_params:,} parameters"
+        + (f"{found.size}x{found.size} pixels, " if found.size else "")
+        + f"{found.num_classes} classes, {num_params:,} parameters"
         f"\n{target}: {len(state_dict)} tensors, {target.stat().st_size:,} bytes"
     )

@@ -92,7 +92,7 @@ def load(weights: str, dataset: str, data_dir: str = "") -> Model:
     """
     config, info = VictimConfig(weights), datasets.describe(dataset, data_dir)
     net, variables, found = load_network(
-        config, num_classes=info.num_classes, channels=info.channels
+        config, num_classes=info.num_classes, size=info.size, channels=info.channels
     )
     mean, std = normalisation(config, info)
     victim = make_victim(net, variables, mean=mean, std=std, hard_labels=False)

@@ -3,9 +3,10 @@
 usage: python scripts/side_by_side --config_json RUN/config.json [--data FILE.npz] [--seed S]
            [--budget QUERIES] [--threads T] [--json OUT | --turns]
 
-Needs torch, safetensors and NumPy, and nothing else of this project. Prints the accuracy of the
-soft vote on `test_images` and `test_labels` of FILE.npz, if one is named, and queries per second.
-With --turns it plays as many rounds as each line of its input says, and answers when it has.
+Needs torch, safetensors and NumPy, and nothing else of this project; knows images of 32x32 only.
+Prints the accuracy of the soft vote on `test_images` and `test_labels` of FILE.npz, if one is
+named, and queries per second. With --turns it plays as many rounds as each line of its input
+says, and answers when it has.
 """
 
 import argparse

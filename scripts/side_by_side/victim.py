@@ -49,6 +49,8 @@ def compare(victim: Classify, vote: Classify, path: pathlib.Path) -> dict[str, f
     with np.load(path) as file:
         images, labels = (torch.from_numpy(file[f"test_{n}"]) for n in ("images", "labels"))
     images = images.reshape(*images.shape[:3], -1).movedim(-1, 1)
+    if (side := images.shape[-1]) not in (28, 32):
+        raise SystemExit(f"{path}: its images are {side}x{side}; here they must be 28x28 or 32x32")
     images = F.pad(images, [(32 - images.shape[-1]) // 2] * 4) / 127.5 - 1  # the margin is black
     named, voted = (torch.cat([f(i) for i in images.split(500)]) for f in (victim, vote))
     pairs = {"accuracy": (voted, labels), "fidelity": (voted, named)}

@@ -11,24 +11,30 @@ import jax.numpy as jnp
 Array = jax.Array
 Key = jax.Array
 
-CANVAS, SIZE = 100, 32  # pixels of the canvas that is drawn on, and of the image
+CANVAS = 100  # pixels of the canvas that is drawn on, in height and width
 NUM_SHAPES = 50
 TRIANGLE, RECTANGLE, CIRCLE, ELLIPSE = range(4)
 
 
-def make_proxy(key: Key, num_images: int) -> Array:
-    """`num_images` gray images, [num_images, 32, 32] uint8."""
+def make_proxy(key: Key, num_images: int, size: int) -> Array:
+    """`num_images` gray images, [num_images, size, size] uint8."""
     keys = jax.random.split(key, num_images)
-    return jax.lax.map(draw_image, keys, batch_size=min(num_images, 64))
+    draw = functools.partial(draw_image, size=size)
+    return jax.lax.map(draw, keys, batch_size=min(num_images, 64))
 
 
-def draw_image(key: Key) -> Array:
+def draw_image(key: Key, size: int) -> Array:
     """50 shapes, 5 to 10 pixels in size, one over the other on a background of any gray.
 
-    The canvas is blurred with a box of 4x4 pixels, and every third pixel or so is kept.
+    The canvas is blurred with a box of 4x4 pixels and sampled at the nearest of its pixels: an
+    image of 32 keeps every third or so, and larger ones than the canvas repeat some.
+
+    Args:
+      key: consumed.
+      size: height and width of the image in pixels.
 
     Returns:
-      [32, 32] uint8.
+      [size, size] uint8.
     """
     keys = jax.random.split(key, 5)
     kinds = jax.random.randint(keys[0], (NUM_SHAPES,), 0, 4)
@@ -46,7 +52,7 @@ def draw_image(key: Key) -> Array:
     padded = jnp.pad(canvas, (2, 1), mode="edge")
     windows = [padded[i : i + CANVAS, j : j + CANVAS] for i in range(4) for j in range(4)]
     blurred = functools.reduce(jnp.add, windows) / 16
-    nearest = (jnp.arange(SIZE) * 2 + 1) * CANVAS // (2 * SIZE)
+    nearest = (jnp.arange(size) * 2 + 1) * CANVAS // (2 * size)
     return jnp.round(blurred[nearest][:, nearest]).astype(jnp.uint8)
 
 

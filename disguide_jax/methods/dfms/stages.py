@@ -62,18 +62,18 @@ class Extra(struct.PyTreeNode):
 def init(kit: Kit, state: TrainState) -> Extra:
     """Fresh networks and proxy images, and room for answers."""
     batch, sizes = kit.config.batch_size, kit.config.dfms
-    key = streams.of_run(state, streams.DISCRIMINATOR)
     net, tx = gan.discriminator_of(kit)
-    discriminator = net.init(key)
+    discriminator = net.init(streams.of_run(state, streams.DISCRIMINATOR))
     num_validation, num_labelled = (
         num // batch * batch for num in (sizes.validation_images, sizes.offline_images)
     )
     shape, dtype = kit.answers.shape(kit.task.num_classes), kit.answers.dtype
     clones = state.clones.variables
+    proxy_key = streams.of_run(state, streams.PROXY)
     return Extra(
         start=jnp.zeros((), jnp.int32),
         discriminator=learn.start(discriminator, tx),
-        proxy=proxy.make_proxy(streams.of_run(state, streams.PROXY), sizes.proxy_images),
+        proxy=proxy.make_proxy(proxy_key, sizes.proxy_images, kit.task.size),
         prior=state.generator.variables,
         validation=jnp.zeros((num_validation, *shape), dtype),
         labelled=jnp.zeros((num_labelled, 2, *shape), dtype),

@@ -9,8 +9,8 @@ from disguide_jax import models
 
 COUNT = 2  # networks under `jax.vmap`
 NETS = {
-    "generator": models.make_generator("dcgan", width=2, latent_dim=7, channels=3),
-    "discriminator": models.make_discriminator(width=2, channels=3),
+    "generator": models.make_generator("dcgan", width=2, latent_dim=7, size=32, channels=3),
+    "discriminator": models.make_discriminator(width=2, size=32, channels=3),
 }
 INPUTS = {"generator": (COUNT * 5, 7), "discriminator": (COUNT * 5, 32, 32, 3)}
 

@@ -17,7 +17,8 @@ def saved(path, model, num_classes=10, channels=3, **options):
     """Random weights with statistics that are not those of the start."""
     import jax
 
-    net = models.make_classifier(model, num_classes=num_classes, channels=channels, **options)
+    options |= {"size": 32, "num_classes": num_classes, "channels": channels}
+    net = models.make_classifier(model, **options)
     variables = jax.tree.map(
         lambda x: x + 0.1 * jax.random.uniform(jax.random.key(x.size), x.shape),
         jax.jit(net.init)(jax.random.key(3)),

@@ -276,7 +276,7 @@ def test_a_file_of_weights_answers_as_the_victim_does(tmp_path):
     model = serve.load(WEIGHTS, "digits")
     assert model[:4] == (f"{WEIGHTS} (lenet5)", 32, 1, 10)
     config, info = VictimConfig(WEIGHTS), datasets.describe("digits")
-    net, variables, _ = network.load_network(config, num_classes=10, channels=1)
+    net, variables, _ = network.load_network(config, num_classes=10, size=32, channels=1)
     mean, std = network.normalisation(config, info)
     victim = network.make_victim(net, variables, mean=mean, std=std, hard_labels=False)
     images = test.images[:8]

@@ -213,7 +213,11 @@ def test_retry_after_holds_for_every_request(status):
     assert min(others) - first >= 0.3
 
 
-@pytest.mark.parametrize("after", ["-3", "soon", "nan", formatdate(usegmt=True), formatdate(0)])
+@pytest.mark.parametrize(
+    "after",
+    ["-3", "soon", "nan", formatdate(usegmt=True), formatdate(0)],
+    ids=["past", "soon", "nan", "now", "1970"],  # the same in every process
+)
 def test_a_retry_after_that_is_past_or_none_is_no_reason_to_wait(after):
     def reply(number, images):
         return Reply(status=429, headers={"Retry-After": after}) if number == 0 else None
@@ -224,7 +228,11 @@ def test_a_retry_after_that_is_past_or_none_is_no_reason_to_wait(after):
     assert second - first < 1
 
 
-@pytest.mark.parametrize("after", ["1000", formatdate(time.time() + 1000, usegmt=True), "inf"])
+@pytest.mark.parametrize(
+    "after",
+    ["1000", formatdate(time.time() + 1000, usegmt=True), "inf"],
+    ids=["seconds", "date", "inf"],
+)
 def test_a_retry_after_that_is_too_long_ends_it_and_is_said(after):
     with serving(lambda i, images: Reply("", 429, {"Retry-After": after})) as there:
         message, counted = mistake(there.address)

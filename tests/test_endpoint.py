@@ -144,7 +144,7 @@ def test_a_function_that_fails_ends_the_run_and_the_same_command_goes_on(tmp_pat
         ("python:brightness:not_a_function", "int, not a function"),
         ("python:brightness", "package.module:function"),
         ("python::labels", "package.module:function"),
-        ("ftp://x", "must begin with python:"),
+        ("ftp://x", "must begin with one of python:"),
         ("python:broken:labels", r"importing broken fails: ZeroDivisionError.*broken\.py, line 1"),
         ("python:brightness:raises", "RuntimeError: out of order"),
         ("python:brightness:probs", None),  # an attacker may take the largest

@@ -41,8 +41,11 @@ def test_scores_are_those_of_plain_counting_whatever_the_batches(batch_size):
     oracle = network.make_victim(
         net, net.init(jax.random.key(2)), mean=(0.4,) * 3, std=(0.2,) * 3, hard_labels=True
     )
-    test_set = evaluate.make_test_set(oracle, images, labels, batch_size=batch_size)
+    named = evaluate.labels_of(oracle, images)
+    test_set = evaluate.make_test_set(images, labels, named, batch_size=batch_size)
     scores = evaluate.make_evaluate(clones, oracle)(variables, test_set)
+    without = evaluate.make_test_set(images, None, named, batch_size=batch_size)
+    unlabelled = evaluate.make_evaluate(clones, oracle)(variables, without)
 
     floats = jnp.asarray(images, jnp.float32) / 127.5 - 1
     logits, _ = clones.apply(variables, floats, train=False)
@@ -52,7 +55,11 @@ def test_scores_are_those_of_plain_counting_whatever_the_batches(batch_size):
     np.testing.assert_allclose(scores.fidelity, (vote == said).mean(), rtol=1e-6)
     expected = (np.asarray(said) == labels).mean()
     np.testing.assert_allclose(evaluate.victim_accuracy(test_set), expected)
-    assert evaluate.num_images(test_set) == 14
+    assert evaluate.num_images(test_set) == evaluate.num_images(without) == 14
+    assert evaluate.victim_accuracy(without) is None
+    assert unlabelled.fidelity == scores.fidelity
+    assert scores.labelled
+    assert not unlabelled.labelled
 
 
 def test_a_victim_normalises_inside_and_shows_probabilities_or_labels_only():

@@ -2,8 +2,8 @@
 
 Victim:  LeNet-5, served by the first command below, in another terminal.
 Clones:  two half LeNet-5, tested on the digits of scikit-learn.
-Yields:  soft vote 98.0 % for seed 0, of the victim's 98.8, from a service that failed one request in
-         five.
+Yields:  soft vote 98.0 % for seed 0, of the victim's 98.8, from a service that failed one
+         request in five.
 
 python scripts/serve_victim.py --weights embedded:digits-lenet5.safetensors --dataset digits
 python -m disguide_jax.main --config configs/endpoint_http.py

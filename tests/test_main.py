@@ -30,7 +30,7 @@ SUMMARY = {
     "clone_accuracy",
     "max_soft_vote_accuracy",
     "evaluation_queries",
-        "fidelity",
+    "fidelity",
     "queries_to",
     "wall_seconds",
     "queries_per_second",

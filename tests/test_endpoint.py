@@ -120,6 +120,9 @@ def test_without_a_data_set_accuracies_are_null_and_fidelity_is_paid_for(tmp_pat
     assert summary["queries"] == counted() == 4 + 24 * 8  # 2 %, and what is left in full rounds
     assert summary["evaluation_queries"] == 0
     assert (tmp_path / "w/overview.png").exists()
+    config.query_budget = 400  # of which fidelity keeps what it has
+    summary = extraction.train_and_evaluate(config, tmp_path / "w", extend=True)
+    assert summary["queries"] == counted() == 4 + 49 * 8
 
 
 @pytest.mark.usefixtures("_here")
@@ -161,6 +164,15 @@ def test_an_endpoint_that_is_not_there_is_named(tmp_path, endpoint, said):
     with pytest.raises(UserError, match=said) as error:
         extraction.train_and_evaluate(config, tmp_path / "w")
     assert "config.victim.endpoint" in str(error.value) or endpoint in str(error.value)
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_workdir_is_that_of_the_endpoint_that_answered_first(tmp_path):
+    with pytest.raises(UserError, match="out of order"):
+        extraction.train_and_evaluate(config_of("raises"), tmp_path / "w")
+    extraction.train_and_evaluate(config_of("labels"), tmp_path / "w")
+    with pytest.raises(UserError, match="started with another victim"):
+        extraction.train_and_evaluate(config_of("probs"), tmp_path / "w")
 
 
 @pytest.mark.usefixtures("_here")

@@ -15,7 +15,8 @@ CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("victim_")
 )
 QUICK = ("digits_hard", "digits_dual_students")
-PAPER = [name for name in CONFIGS if "digits" not in name and "fashion" not in name]
+SMALL = ("digits", "fashion", "endpoint")
+PAPER = [name for name in CONFIGS if not any(word in name for word in SMALL)]
 
 SUMMARY = {
     "config",
@@ -186,6 +187,14 @@ def test_a_paper_configuration_without_weights_names_the_file_and_the_commands(r
     assert f"no file victims/{weights}.safetensors " in err
     assert f"python scripts/train_victim.py --config configs/{config}.py\n" in err
     assert f"python scripts/convert_victim.py IN.pt victims/{weights}.safetensors\n" in err
+    assert files_in(tmp_path) == []
+
+
+def test_an_onnx_file_that_is_absent_is_named_with_the_command_that_makes_it(run, tmp_path):
+    status, _, err = run("endpoint_onnx.py")
+    assert status == 2
+    assert "there is no file victims/digits-lenet5.onnx\n" in err
+    assert "python scripts/export_onnx.py embedded:digits-lenet5.safetensors victims/" in err
     assert files_in(tmp_path) == []
 
 

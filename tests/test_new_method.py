@@ -78,7 +78,7 @@ def test_around_a_victim_on_the_host_a_round_does_what_it_does_inside_one_progra
     def on_host(images):
         assert isinstance(images, np.ndarray)
         asked.append(len(images))
-        return np.asarray(answer(jnp.asarray(images)))
+        return images, np.asarray(answer(jnp.asarray(images)))
 
     play = drive(METHODS[method].make_round(kit, stage), kit.query_dtype)
     found, metrics = play(jax.tree.map(jnp.copy, state), on_host)

@@ -228,12 +228,9 @@ def test_a_retry_after_that_is_past_or_none_is_no_reason_to_wait(after):
     assert second - first < 1
 
 
-@pytest.mark.parametrize(
-    "after",
-    ["1000", formatdate(time.time() + 1000, usegmt=True), "inf"],
-    ids=["seconds", "date", "inf"],
-)
+@pytest.mark.parametrize("after", ["1000", "date", "inf"])
 def test_a_retry_after_that_is_too_long_ends_it_and_is_said(after):
+    after = formatdate(time.time() + 1000, usegmt=True) if after == "date" else after
     with serving(lambda i, images: Reply("", 429, {"Retry-After": after})) as there:
         message, counted = mistake(there.address)
     assert there.address in message

@@ -10,7 +10,7 @@ from conftest import ROOT, load_script
 
 from disguide_jax.core import backend
 from disguide_jax.errors import UserError
-from disguide_jax.files import weights
+from disguide_jax.files import datasets, weights
 from disguide_jax.files import workdir as workdir_files
 from disguide_jax.run import program as programs
 from disguide_jax.run.extraction import train_and_evaluate
@@ -211,7 +211,7 @@ def test_what_the_victim_sees_has_a_key_of_its_own_that_the_replay_can_hold(
 
 
 def test_a_victims_file_says_how_it_normalises_and_a_contradiction_is_told(tmp_path):
-    info = programs.datasets.describe("digits")
+    info = datasets.describe("digits")
     config = smoke(victim__weights=str(tmp_path / "v.safetensors")).victim
     state_dict = weights.load_state_dict(EMBEDDED)
     weights.save_state_dict(

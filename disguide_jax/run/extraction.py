@@ -112,12 +112,17 @@ def run(
             state, progress = restored[0], Progress.from_dict(restored[1])
             workdir_files.refuse_other_contents(progress.contents, contents, places, workdir)
         with paying.opened(program, workdir, progress.received, stop) as paid:
-            test_set = paying.make_test_set(program, paid)
+            workdir_files.write_started(workdir, program.config, contents, started)
+            try:
+                test_set = paying.make_test_set(program, paid)
+            except UserError:
+                if started is None and paid and not paid.has_answered:
+                    (workdir / "config.json").unlink()  # it may have been the wrong endpoint
+                raise
             print(needs.describe(program, test_set, workdir), flush=True)
             if restored is not None:
                 print(f"continues after {int(state.queries):,} queries", flush=True)
             summary_path.unlink(missing_ok=True)  # of the smaller budget, when extending
-            workdir_files.write_started(workdir, program.config, contents, started)
             place = Place(workdir, saved, test_set, paid, stop)
             state, scores = play(program, place, state, progress)
             summary = summaries.summarise(program, state, progress, scores, test_set, paid)

@@ -106,6 +106,7 @@ def resolve(config: Config) -> Config:
     if config.precision == "auto":
         config.precision = backend.usual_dtype().name
     config.clones.width = config.clones.width or models.usual_width(config.clones.model)
+    config.fidelity_images = asked.num_fidelity_images(config)
     if config.victim.endpoint:
         config.rounds_per_call = 1
     if method.learns_from_file:

@@ -40,6 +40,11 @@ class Paid:
         return self.ledger.received[TEST]
 
     @property
+    def has_answered(self) -> bool:
+        """Whether any answer has ever come."""
+        return any(self.ledger.answered_up_to(account) for account in ACCOUNTS)
+
+    @property
     def payable(self) -> int:
         """Images of new positions, those answered included, that the budget pays for.
 

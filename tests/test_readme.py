@@ -59,6 +59,13 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
             assert summary["soft_vote_accuracy"] >= 0.9 * summary["victim_accuracy"]
 
 
+def test_the_speeds_of_endpoints_are_those_that_were_kept():
+    kept = json.loads((ROOT / "results/bench/cpu_endpoint.json").read_text())["results"]
+    table = README.split("| victim | queries/s |\n|---|---|\n")[1].split("\n\n")[0]
+    shown = [line.split(" | ")[1].strip(" |") for line in table.splitlines()]
+    assert shown == [f"{row['queries_per_second']:,.0f}" for row in kept]
+
+
 def test_the_races_are_those_that_were_kept():
     rows = re.findall(r"^\| `(\w+)`.*? \| ([\d.,]+) \| ([\d.,]+) \|$", README, re.M)
     kept = {}

@@ -26,12 +26,29 @@ class TransferSet(NamedTuple):
     test_answers: np.ndarray  # [M, K] or [M]
 
 
+def num_images(path: str) -> int:
+    """How many answered images a transfer set has; nothing else is read.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    found = npz.read_shapes(_file(path), *NAMES)
+    _check(path, found)
+    return found["images"][0]
+
+
 def load(path: str) -> TransferSet:
     """Reads a transfer set.
 
     Raises:
       UserError: there is none, or it is damaged.
     """
+    arrays = npz.read(_file(path), *NAMES)
+    _check(path, {name: array.shape for name, array in arrays.items()})
+    return TransferSet(*(arrays[name] for name in NAMES))
+
+
+def _file(path: str) -> pathlib.Path:
     if not path:
         raise UserError(
             "config.offline.queries is empty; it must be a transfer set: "
@@ -39,14 +56,16 @@ def load(path: str) -> TransferSet:
         )
     if not pathlib.Path(path).is_file():
         raise UserError(f"config.offline.queries: there is no file {path}")
-    arrays = npz.read(pathlib.Path(path), *NAMES)
-    absent = [name for name in NAMES if name not in arrays]
+    return pathlib.Path(path)
+
+
+def _check(path: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    absent = [name for name in NAMES if name not in shapes]
     if absent:
         raise UserError(f"{path}: it has no {' and no '.join(absent)}; it is no transfer set")
-    found = TransferSet(*(arrays[name] for name in NAMES))
-    if len(found.images) != len(found.answers) or not len(found.images):
-        raise UserError(f"{path}: {len(found.images)} images and {len(found.answers)} answers")
-    return found
+    num_images, num_answers = shapes["images"][0], shapes["answers"][0]
+    if num_images != num_answers or not num_images:
+        raise UserError(f"{path}: {num_images} images and {num_answers} answers")
 
 
 def export(workdir: pathlib.Path, path: pathlib.Path) -> TransferSet:

@@ -303,7 +303,7 @@ class Observer:
         return stuck
 
     def _stage_line(self, happened: Happened) -> dict[str, Any]:
-        if len(self._program.stages) == 1:
+        if len(self._program.stages) == 1 and happened.stage.queries:
             return {}
         share = (happened.round - happened.first) / happened.stage.num_rounds
         return {"stage": happened.stage.name, "stage/share": share}

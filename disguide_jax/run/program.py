@@ -110,7 +110,7 @@ def resolve(config: Config) -> Config:
     if config.victim.endpoint:
         config.rounds_per_call = 1
     if method.learns_from_file:
-        config.replay.size = len(transfer.load(config.offline.queries).images)
+        config.replay.size = transfer.num_images(config.offline.queries)
     config.rounds_per_call = config.rounds_per_call or backend.rounds_a_call()
     kept, config.query_dtype = config.replay.dtype, query_dtype(config)
     if method.keeps_replay and kept not in ("float32", config.query_dtype):

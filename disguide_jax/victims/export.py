@@ -4,6 +4,7 @@ The graph takes images [N, channels, H, W], float32 from 0 to 1, normalises them
 with probabilities [N, K]. It needs what pip install 'disguide_jax[onnx]' brings.
 """
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from disguide_jax.options import VictimConfig
 from disguide_jax.victims import network
 
 OPSET, IR_VERSION = 17, 9  # what ONNX Runtime 1.15 and later read
-BLOCKS = {"resnet18_8x": (2, 2, 2, 2), "resnet34_8x": (3, 4, 6, 3)}
+NUM_STAGES = 4  # of a ResNet
 
 
 class Graph:
@@ -43,6 +44,10 @@ class Graph:
         """One of the weights, in float32."""
         return self.constant(name, np.asarray(self._weights[name], np.float32))
 
+    def has(self, name: str) -> bool:
+        """Whether there are such weights."""
+        return name in self._weights
+
     def add(self, kind: str, *more: str, into: str | None = None, **attributes: Any) -> str:
         """A node of what came last, or `into`, and more inputs; returns the name of its output."""
         out = f"{kind.lower()}_{len(self.nodes)}"
@@ -53,7 +58,7 @@ class Graph:
 
     def conv(self, name: str, *, stride: int = 1, padding: int = 0, into: str | None = None) -> str:
         """A convolution by its name, with its bias where it has one."""
-        bias = [self.weight(f"{name}.bias")] if f"{name}.bias" in self._weights else []
+        bias = [self.weight(f"{name}.bias")] if self.has(f"{name}.bias") else []
         attributes = {"strides": [stride] * 2, "pads": [padding] * 4}
         return self.add("Conv", self.weight(f"{name}.weight"), *bias, into=into, **attributes)
 
@@ -81,20 +86,22 @@ def lenet(graph: Graph) -> None:
     graph.linear("fc2")
 
 
-def resnet(graph: Graph, blocks: tuple[int, ...], has_weight: Mapping[str, object]) -> None:
+def resnet(graph: Graph) -> None:
     """The nodes of a CIFAR ResNet (see `models.resnet`), up to its logits."""
     graph.conv("conv1", padding=1)
     graph.norm("bn1")
     x = graph.add("Relu")
-    for stage, num_blocks in enumerate(blocks):
-        for block in range(num_blocks):
-            at, stride = f"layer{stage + 1}.{block}", 2 if stage > 0 and block == 0 else 1
+    for stage in range(1, NUM_STAGES + 1):
+        for block in itertools.count():
+            at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            if not graph.has(f"{at}.conv1.weight"):
+                break
             graph.conv(f"{at}.conv1", stride=stride, padding=1, into=x)
             graph.norm(f"{at}.bn1")
             graph.add("Relu")
             graph.conv(f"{at}.conv2", padding=1)
             y = graph.norm(f"{at}.bn2")
-            if f"{at}.shortcut.0.weight" in has_weight:
+            if graph.has(f"{at}.shortcut.0.weight"):
                 graph.conv(f"{at}.shortcut.0", stride=stride, into=x)
                 x = graph.norm(f"{at}.shortcut.1")
             graph.add("Add", y, into=x)
@@ -132,10 +139,7 @@ def export(source: str, target: pathlib.Path, dataset: str, data_dir: str = "") 
     )
     graph.add("Sub", graph.constant("mean", mean))
     graph.add("Div", graph.constant("std", std))
-    if found.model in BLOCKS:
-        resnet(graph, BLOCKS[found.model], state_dict)
-    else:
-        lenet(graph)
+    (resnet if graph.has("bn1.weight") else lenet)(graph)
     graph.add("Softmax", axis=1)
 
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT

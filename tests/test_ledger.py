@@ -236,15 +236,65 @@ def test_counts_agree_with_who_receives_however_often_it_fails_and_is_opened_aga
             np.testing.assert_array_equal(answers, probs(batch))
 
 
+def killed_while_writing(folder, monkeypatch, flushes):
+    """Asks once more, and is killed in so many-th flush: nothing was sent or all was."""
+    done = []
+
+    class Killed(BaseException):
+        pass
+
+    def flush(file):
+        done.append(file)
+        if len(done) == flushes:
+            raise Killed
+
+    endpoint = Endpoint()
+    with monkeypatch.context() as patch, Ledger(folder, FORMAT) as ledger:
+        patch.setattr(atomic, "flush", flush)
+        paid = make_paid(ledger, endpoint)
+        with pytest.raises(Killed):
+            paid.ask(TRAINING, 6, images(3))
+    return len(endpoint.received)
+
+
+@pytest.mark.parametrize("flushes", [1, 2])
+def test_after_a_kill_before_or_after_sending_the_count_is_what_was_received(
+    tmp_path, monkeypatch, flushes
+):
+    fill(tmp_path)
+    received = killed_while_writing(tmp_path, monkeypatch, flushes)
+    assert received == (0 if flushes == 1 else 2)
+    with Ledger(tmp_path, FORMAT) as ledger:
+        assert ledger.received[TRAINING] == 6 + received
+    endpoint = Endpoint()
+    with Ledger(tmp_path, FORMAT) as ledger:  # opened twice, taken back once
+        make_paid(ledger, endpoint).ask(TRAINING, 6, images(9))
+        # An answer that was written but not yet on the disk counts as well.
+        assert ledger.received[TRAINING] == 6 + received + len(endpoint.received)
+
+
+def test_after_the_power_failed_what_may_have_been_sent_counts_as_sent(tmp_path, monkeypatch):
+    fill(tmp_path)
+    killed_while_writing(tmp_path, monkeypatch, 1)
+    monkeypatch.setattr("disguide_jax.files.ledger._boot", lambda: 7)
+    with Ledger(tmp_path, FORMAT) as ledger:
+        assert ledger.received[TRAINING] == 8
+    fill(tmp_path / "unknown", num=0)
+    monkeypatch.setattr("disguide_jax.files.ledger._boot", lambda: 0)  # where nobody can tell
+    killed_while_writing(tmp_path / "unknown", monkeypatch, 1)
+    with Ledger(tmp_path / "unknown", FORMAT) as ledger:
+        assert ledger.received[TRAINING] == 2
+
+
 def test_a_record_holds_what_its_table_says(tmp_path):
-    path = fill(tmp_path, num=1)
-    data = path.read_bytes()
-    magic, kind, account, num, position, received, num_bytes, _ = struct.unpack_from(
-        "<4sBBiQQQI", data
-    )
-    assert (magic, kind, account, num, position, received) == (b"DGL1", 0, 0, 0, 0, 0)
-    second = struct.calcsize("<4sBBiQQQI") + 4 + num_bytes
-    _, kind, account, num, position, received, num_bytes, _ = struct.unpack_from(
-        "<4sBBiQQQI", data, second
-    )
-    assert (kind, account, num, position, received, num_bytes) == (1, 0, 2, 0, 2, 32)
+    data = fill(tmp_path, num=1).read_bytes()
+    records, at = [], 0
+    while at < len(data):
+        magic, *fields, num_bytes, _ = struct.unpack_from("<4sBBiQQIQI", data, at)
+        assert magic == b"DGL2"
+        records.append((*fields[:5], num_bytes))
+        at += struct.calcsize("<4sBBiQQIQI") + 4 + num_bytes
+    opened, *others = records
+    assert opened[:5] == (0, 0, 0, 0, 0)
+    # kind, account, N, position, received, bytes: SENT, LEFT, ANSWERS
+    assert others == [(1, 0, 2, 0, 2, 32), (4, 0, 2, 0, 2, 0), (3, 0, 2, 0, 2, 24)]

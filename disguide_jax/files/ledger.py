@@ -13,13 +13,19 @@ Records are a header, with its own checksum, and a payload:
 | SENT    | N uint8 images           | N images are about to be sent                           |
 | AGAIN   | none                     | N of them are about to be sent once more; below 0: were |
 |         |                          | not sent after all                                      |
+| LEFT    | none                     | the N images of the record before it are on their way   |
 | ANSWERS | N answers                | what the victim said of the images of this position     |
+
+LEFT is written when the record before it is on the disk, at the last moment before the images go,
+and is not waited for: the system keeps it when the process is killed, though not when the power
+fails. So a last record without one, written since the machine was started, was never sent.
 
 What the victim is asked belongs to an account: TRAINING, whose positions count the images that
 clones learn from; FIDELITY, images that only measure how alike clones and victim are; TEST, the
 test images of a data set, which are no part of the budget.
 """
 
+import functools
 import json
 import logging
 import os
@@ -36,9 +42,9 @@ from disguide_jax.files import atomic
 
 TRAINING, FIDELITY, TEST = range(3)
 ACCOUNTS = (TRAINING, FIDELITY, TEST)
-OPENED, SENT, AGAIN, ANSWERS = range(4)
-MAGIC = b"DGL1"
-HEADER = struct.Struct("<4sBBiQQQI")  # magic, kind, account, N, position, received, bytes, CRC-32
+OPENED, SENT, AGAIN, ANSWERS, LEFT = range(5)
+MAGIC = b"DGL2"
+HEADER = struct.Struct("<4sBBiQQIQI")  # magic, then the fields of _Header
 SEAL = struct.Struct("<I")  # CRC-32 of the header
 
 log = logging.getLogger(__name__)
@@ -68,6 +74,7 @@ class _Header(NamedTuple):
     num: int
     position: int
     received: int  # by the victim on this account, this record included
+    boot: int  # which start of the machine this was written after
     num_bytes: int
     checksum: int  # of the payload
 
@@ -166,10 +173,13 @@ class Ledger:
         num, body = len(images), np.ascontiguousarray(images, np.uint8).tobytes()
         at = self._append(SENT, account, num, position, body)
         self._entries[account, position] = _Entry(num, at, None)
+        self._append(LEFT, account, num, position, b"")
 
     def send_again(self, account: int, num: int) -> None:
         """Notes that `num` images are about to be sent once more; below 0: that they were not."""
         self._append(AGAIN, account, num, 0, b"")
+        if num > 0:
+            self._append(LEFT, account, num, 0, b"")
 
     def answer(self, account: int, position: int, answers: np.ndarray) -> None:
         """Notes what was answered to the images of a position."""
@@ -184,17 +194,22 @@ class Ledger:
             self.send_again(account, received - self.received[account])
 
     def _append(self, kind: int, account: int, num: int, position: int, body: bytes) -> int:
-        """Writes a record, on the disk when this returns; returns where its payload is."""
+        """Writes a record, on the disk when this returns unless it is LEFT.
+
+        Returns where its payload is.
+        """
         received = self.received[account] + (num if kind in (SENT, AGAIN) else 0)
-        head = HEADER.pack(
-            MAGIC, kind, account, num, position, received, len(body), zlib.crc32(body)
+        header = _Header(
+            kind, account, num, position, received, _boot(), len(body), zlib.crc32(body)
         )
+        head = HEADER.pack(MAGIC, *header)
         start = self._file.seek(0, os.SEEK_END)
         record = head + SEAL.pack(zlib.crc32(head)) + body
         try:
             while record:  # a full disk may take a part of it
                 record = record[self._file.write(record) :]
-            atomic.flush(self._file)
+            if kind != LEFT:
+                atomic.flush(self._file)
         except OSError:
             self._file.truncate(start)
             raise
@@ -209,7 +224,7 @@ class Ledger:
 
     def _read(self) -> int:
         """Reads all records; what follows damage is put aside. Returns where the next one goes."""
-        at, size = 0, os.fstat(self._file.fileno()).st_size
+        at, size, last = 0, os.fstat(self._file.fileno()).st_size, None
         while at < size:
             self._file.seek(at)
             header, problem = _read_header(self._file)
@@ -228,7 +243,9 @@ class Ledger:
             if header is None or problem:
                 self._put_aside(at, size, problem)
                 return at
-            at = body_at + header.num_bytes
+            at, last = body_at + header.num_bytes, header
+        if last and last.kind in (SENT, AGAIN) and last.num > 0 and last.boot == _boot() != 0:
+            self.send_again(last.account, -last.num)
         return at
 
     def _check_format(self, body: bytes) -> None:
@@ -259,6 +276,15 @@ class Ledger:
         atomic.flush(self._file)
         for account, received in _last_counts(rest).items():
             self.expect(account, received)
+
+
+@functools.cache
+def _boot() -> int:
+    """A number that changes when the machine is started; 0 where the system has none."""
+    try:
+        return zlib.crc32(pathlib.Path("/proc/sys/kernel/random/boot_id").read_bytes())
+    except OSError:
+        return 0
 
 
 def _read_header(file: IO[bytes]) -> tuple[_Header | None, str]:

@@ -66,7 +66,7 @@ def test_what_was_answered_is_there_after_opening_again_and_costs_nothing(tmp_pa
         np.testing.assert_array_equal(answers, probs(images(1)))
         assert ledger.received[TRAINING] == 6
         assert ledger.answered_up_to(TRAINING) == 6
-        assert [len(batch) for batch, _ in ledger.answered(TRAINING)] == [2, 2, 2]
+        assert [len(batch) for _, batch, _ in ledger.answered(TRAINING)] == [2, 2, 2]
     assert endpoint.received == []
 
 
@@ -81,11 +81,11 @@ def test_what_was_under_way_is_sent_once_more_to_the_bit_and_counted_twice(tmp_p
         assert ledger.answers(TRAINING, 6) is None
         assert ledger.answered_up_to(TRAINING) == 6
         paid = make_paid(ledger, endpoint)
-        assert paid.payable == 98  # two are under way
+        assert paid.payable(0) == 98  # two are under way
         sent, _ = paid.ask(TRAINING, 6, images(8))
         np.testing.assert_array_equal(sent, images(7))
         assert paid.received == 10
-        assert paid.payable == 98  # two were sent twice
+        assert paid.payable(0) == 98  # two were sent twice
     np.testing.assert_array_equal(endpoint.received, [*images(7), *images(7)])
 
 
@@ -117,7 +117,7 @@ def test_a_resend_that_the_budget_does_not_pay_for_stops_before_it_is_sent(tmp_p
         with pytest.raises(Spent):
             paid.ask(TRAINING, 2, images(1))  # 6, then 8
         assert paid.received == 6
-        assert paid.payable == 7 - 4
+        assert paid.payable(0) == 7 - 4
     assert len(endpoint.received) == 2
 
 
@@ -159,7 +159,7 @@ def test_a_flipped_byte_anywhere_is_named_and_what_is_before_it_is_used(tmp_path
             paid = make_paid(ledger, Endpoint())
             assert ledger.answered_up_to(TRAINING) < 6
             assert paid.received >= 4  # later headers tell, but the last one's
-            for batch, answers in ledger.answered(TRAINING):
+            for _, batch, answers in ledger.answered(TRAINING):
                 np.testing.assert_array_equal(answers, probs(batch))
         assert "queries.bin: the record at byte" in caplog.text
         assert list(folder.glob("damaged-*.bin"))
@@ -232,7 +232,7 @@ def test_counts_agree_with_who_receives_however_often_it_fails_and_is_opened_aga
             ledger = Ledger(folder, FORMAT)
         assert ledger.received[TRAINING] == len(endpoint.received) <= 12
     with ledger:
-        for batch, answers in ledger.answered(TRAINING):
+        for _, batch, answers in ledger.answered(TRAINING):
             np.testing.assert_array_equal(answers, probs(batch))
 
 

@@ -6,6 +6,7 @@ asked and every image counted. Methods write down the parts; whether they are pl
 compiled program (`fuse`) or around a victim on the host (`drive`) is none of their business.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,6 +79,7 @@ class Method(NamedTuple):
     make_round: Callable[[Kit, Stage], Round]
     ignores: tuple[str, ...] = ()  # keys that may only have their default, or all below "KEY."
     keeps_replay: bool = False
+    replays_all: bool = False  # every answered image goes to the replay, in order
     has_discriminator: bool = False
     learns_from_file: bool = False  # the replay is filled from a transfer set at the start
     can_restart: bool = True
@@ -131,49 +133,63 @@ def fuse(parts: Round, dtype: jnp.dtype) -> Play:
 
 
 def drive(parts: Round, dtype: jnp.dtype) -> Drive:
-    """The same for a victim on the host: what lies between its answers is compiled.
+    """The same for a victim on the host: what lies between two of its answers is one program.
 
     The victim is an ordinary function of the images that it is sent, in `dtype`, which returns
-    what was sent and the answers; what it raises is passed on. Nothing is computed while it
-    answers: in every method what comes next needs the answers, replayed batches, too, which are
-    learnt by clones that have learnt the new ones.
+    what was sent and the answers; what it raises is passed on, and the state given is then lost.
+    Nothing is computed while it answers: in every method what comes next needs the answers,
+    replayed batches, too, which are learnt by clones that have learnt the new ones.
     """
-    compiled = [_compile(part, dtype) for part in parts]
-    ended = jax.jit(end_round, donate_argnums=0)
+    exchanges = [part for part in parts if isinstance(part, Exchange)]
+    steps: list[list[Step]] = [[]]  # before each exchange, and after the last
+    for part in parts:
+        if isinstance(part, Exchange):
+            steps.append([])
+        else:
+            steps[-1].append(part)
 
-    def play(state: TrainState, victim: Trade) -> tuple[TrainState, Metrics]:
-        metrics: Metrics = {}
-        for part in compiled:
-            state, new = part(state, victim)
-            metrics |= new
-        return ended(state), metrics
-
-    return play
-
-
-def _compile(part: Step | Exchange, dtype: jnp.dtype) -> Drive:
-    if not isinstance(part, Exchange):
-        step = jax.jit(part, donate_argnums=0)
-        return lambda state, victim: step(state)
-
-    @jax.jit
-    def propose(state: TrainState, index: Array) -> tuple[Array, Any]:
-        images, carry = part.propose(state, index)
+    def propose(number: int, state: TrainState, index: Array | int) -> tuple[Array, Any]:
+        images, carry = exchanges[number].propose(state, jnp.int32(index))
         return pixels.encode(images, dtype), carry
 
-    def answered(
-        state: TrainState, carry: Any, sent: Array, answers: Array
+    def learn(
+        number: int, state: TrainState, carry: Any, sent: Array, answers: Array
     ) -> tuple[TrainState, Metrics]:
-        return part.learn(account(state, answers), carry, pixels.decode(sent), answers)
+        state = account(state, answers)
+        return exchanges[number].learn(state, carry, pixels.decode(sent), answers)
 
-    learn = jax.jit(answered, donate_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def advance(
+        number: int, state: TrainState, *answered: Any
+    ) -> tuple[TrainState, Metrics, tuple[Array, Any] | None]:
+        """From the answers to the exchange before, if any, up to the next one or the end."""
+        state, metrics = learn(number - 1, state, *answered) if answered else (state, {})
+        for step in steps[number]:
+            state, new = step(state)
+            metrics |= new
+        if number == len(exchanges):
+            return end_round(state), metrics, None
+        return state, metrics, propose(number, state, 0)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def repeat_(
+        number: int, state: TrainState, index: Array, *answered: Any
+    ) -> tuple[TrainState, tuple[Array, Any]]:
+        """From the answers to one time of an exchange up to its next time."""
+        state, _ = learn(number, state, *answered)
+        return state, propose(number, state, index)
 
     def play(state: TrainState, victim: Trade) -> tuple[TrainState, Metrics]:
-        metrics: Metrics = {}
-        for index in range(part.times):
-            images, carry = propose(state, jnp.int32(index))
-            sent, answers = victim(jax.device_get(images))
-            state, metrics = learn(state, carry, sent, answers)
+        state, metrics, proposed = advance(0, state)
+        for number, exchange in enumerate(exchanges):
+            for index in range(1, exchange.times):
+                images, carry = proposed
+                answered = carry, *victim(jax.device_get(images))
+                state, proposed = repeat_(number, state, np.int32(index), *answered)
+            images, carry = proposed
+            answered = carry, *victim(jax.device_get(images))
+            state, new, proposed = advance(number + 1, state, *answered)
+            metrics |= new
         return state, metrics
 
     return play

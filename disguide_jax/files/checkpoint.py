@@ -4,7 +4,8 @@ A checkpoint is a directory named by the rounds done. It holds the networks, the
 and the key, written by orbax, and a manifest with the size and the checksum of every file,
 written last. The replay is not in it: each checkpoint adds to `replay/` only the entries that
 were inserted since the one before, so that a buffer of a million images is never written
-whole. The only module that knows orbax's names.
+whole. Where the replay lies on the disk already, in a ledger or a transfer set, checkpoints
+leave it there. The only module that knows orbax's names.
 
     checkpoints/
       000007800/manifest.json   progress, segments of the replay, files with checksums
@@ -73,13 +74,14 @@ class Checkpoints:
 
     Args:
       directory: made if absent. One process at a time: see `workdir.lock`.
+      replay_too: false where whoever restores a state fills its replay from elsewhere.
 
     Raises:
       UserError: the directory cannot be made or written.
     """
 
-    def __init__(self, directory: pathlib.Path):
-        self._directory = directory.absolute()
+    def __init__(self, directory: pathlib.Path, *, replay_too: bool = True):
+        self._directory, self._replay_too = directory.absolute(), replay_too
         self._kept: list[Manifest] = []  # newest last
         self._looked = False  # whether `restore` was called
         self._writing: concurrent.futures.Future[None] | None = None
@@ -95,7 +97,8 @@ class Checkpoints:
     def restore[State: Saved](self, template: State) -> tuple[State, dict[str, Any]] | None:
         """The newest whole checkpoint, bit for bit; None if there has never been one.
 
-        A damaged one is named in a warning and passed over for the one before.
+        A damaged one is named in a warning and passed over for the one before. A replay that was
+        not saved is all zeros.
 
         Args:
           template: arrays or shapes of the state.
@@ -165,7 +168,7 @@ class Checkpoints:
                 raise ValueError(f"round {round_}: older than {last.name}, which is saved")
             return
         capacity = len(ring.images)
-        count = _num_inserted(last, queries, head, size, capacity)
+        count = _num_inserted(last, queries, head, size, capacity) if self._replay_too else 0
         new = segments.Segment(f"{round_:09}", (head - count) % capacity, count)
         leaves = _flatten(state)
         manifest = Manifest(
@@ -285,19 +288,20 @@ class Checkpoints:
         return jax.tree.unflatten(treedef, [leaves[path] for path in _flatten(template)])
 
 
-def bytes_on_disk(template: Saved, *, interval: int, budget: int) -> int:
+def bytes_on_disk(template: Saved, *, interval: int, budget: int, replay_too: bool = True) -> int:
     """What checkpoints need at most: those kept, and the one being written.
 
     Args:
       template: arrays or shapes of the state.
       interval: queries between two checkpoints.
       budget: queries of the whole run.
+      replay_too: see `Checkpoints`.
     """
     sizes = {path: _num_bytes(leaf) for path, leaf in _flatten(template).items()}
     capacity = len(template.replay.images)
     per_entry = sum(sizes[path] for path in RING) // capacity
     # Two newer increments, and of the oldest one that is not all overwritten perhaps a whole.
-    num_entries = min(capacity + 3 * min(interval, capacity), budget)
+    num_entries = min(capacity + 3 * min(interval, capacity), budget) if replay_too else 0
     small = sum(sizes.values()) - per_entry * capacity
     return (NUM_KEPT + 1) * (small + _overhead(len(sizes))) + num_entries * per_entry
 

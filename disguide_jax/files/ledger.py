@@ -28,6 +28,7 @@ test images of a data set, which are no part of the budget.
 import functools
 import json
 import logging
+import math
 import os
 import pathlib
 import struct
@@ -153,13 +154,28 @@ class Ledger:
         dtype = np.dtype(self._format.dtype)
         return self._array(entry.answers_at, entry.num, self._format.answer, dtype)
 
-    def answered(self, account: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All images and answers of an account, batch by batch, in order of their positions."""
-        for of_account, position in sorted(self._entries):
-            if of_account == account:
-                answers, images = self.answers(account, position), self.images(account, position)
-                if answers is not None and images is not None:
-                    yield images, answers
+    def answered(
+        self, account: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Positions, images and answers, batch by batch, of whatever has an answer.
+
+        Args:
+          account: of which they are.
+          start: the first position that is wanted; its batch may begin before it.
+          stop: the first that is not; None: wherever the account ends.
+        """
+        for position in self._answered(account, start, stop):
+            answers, images = self.answers(account, position), self.images(account, position)
+            if answers is not None and images is not None:
+                yield position, images, answers
+
+    def num_answered(self, account: int, start: int = 0, stop: int | None = None) -> int:
+        """How many images from `start` to before `stop` have an answer."""
+        found = 0
+        for position in self._answered(account, start, stop):
+            end = position + self._entries[account, position].num
+            found += min(end, stop or end) - max(position, start)
+        return found
 
     def answered_up_to(self, account: int) -> int:
         """The position before which every image has its answer."""
@@ -215,6 +231,17 @@ class Ledger:
             raise
         self.received[account] = received
         return start + HEADER.size + SEAL.size
+
+    def _answered(self, account: int, start: int, stop: int | None) -> list[int]:
+        """Positions of whole batches with answers, of which a part is wanted, in order."""
+        return sorted(
+            position
+            for (of_account, position), entry in self._entries.items()
+            if of_account == account
+            and entry.answers_at is not None
+            and position + entry.num > start
+            and (stop is None or position < stop)
+        )
 
     def _array(self, at: int, num: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         array = np.empty((num, *shape), dtype)
@@ -276,6 +303,13 @@ class Ledger:
         atomic.flush(self._file)
         for account, received in _last_counts(rest).items():
             self.expect(account, received)
+
+
+def bytes_on_disk(format: Format, num_images: int, at_once: int) -> int:
+    """What a ledger takes of so many images and their answers, sent so many at once."""
+    answer = math.prod(format.answer) * np.dtype(format.dtype).itemsize
+    records = 3 * -(-num_images // at_once)  # SENT, LEFT, ANSWERS
+    return num_images * (math.prod(format.image) + answer) + records * (HEADER.size + SEAL.size)
 
 
 @functools.cache

@@ -94,5 +94,5 @@ def _joined(ledger: Ledger, account: int, kept: Format) -> tuple[np.ndarray, np.
     batches = list(ledger.answered(account))
     if not batches:
         return np.zeros((0, *kept.image), np.uint8), np.zeros((0, *kept.answer), kept.dtype)
-    images, answers = zip(*batches, strict=True)
+    _, images, answers = zip(*batches, strict=True)
     return np.concatenate(images), np.concatenate(answers)

@@ -182,4 +182,5 @@ METHOD = Method(
     make_round,
     ignores=("clones.steps", "zeroth_order.", "dfms."),
     keeps_replay=True,
+    replays_all=True,
 )

@@ -31,6 +31,7 @@ from disguide_jax.run import (
     paying,
     pictures,
     recorder,
+    refill,
     session,
     signals,
 )
@@ -104,7 +105,11 @@ def run(
       UserError: see `train_and_evaluate`.
     """
     summary_path = workdir / "summary.json"
-    with session.opened(workdir) as saved, signals.stop_requests() as stop:
+    replay_too = not refill.is_needed(program.config)
+    with (
+        session.opened(workdir, replay_too=replay_too) as saved,
+        signals.stop_requests() as stop,
+    ):
         restored = saved.restore(program.template)
         if restored is None:
             state, progress = programs.start(program), Progress(contents=contents)
@@ -112,6 +117,7 @@ def run(
             state, progress = restored[0], Progress.from_dict(restored[1])
             workdir_files.refuse_other_contents(progress.contents, contents, places, workdir)
         with paying.opened(program, workdir, progress.received, stop) as paid:
+            state = refill.refill(program, state, paid)
             workdir_files.write_started(workdir, program.config, contents, started)
             try:
                 test_set = paying.make_test_set(program, paid)
@@ -159,7 +165,7 @@ def play(
     with contextlib.closing(Observer(program, place, progress, int(state.round))) as observer:
         loop = Loop(
             make_calls(program, place.paid, int(state.queries)),
-            paying.payable_stages(program, place.paid),
+            paying.payable_stages(program, place.paid, int(state.queries)),
             functools.partial(event_intervals, config),
             rounds_per_call=config.rounds_per_call,
             state=state,
@@ -220,7 +226,7 @@ def make_calls(
 
     def of_endpoint(stage: Stage) -> Call[TrainState]:
         round_ = program.drive(stage)
-        return lambda state, num_rounds: (*round_(state, trade), jnp.int32(1))
+        return lambda state, num_rounds: (*round_(state, trade), 1)
 
     return {stage.name: of_endpoint(stage) for stage in program.stages}
 

@@ -17,7 +17,7 @@ from disguide_jax.core import stages
 from disguide_jax.core.types import Array, Metrics, Stage
 from disguide_jax.errors import UserError
 
-type Call[State] = Callable[[State, int], tuple[State, Metrics, Array]]
+type Call[State] = Callable[[State, int], tuple[State, Metrics, Array | int]]
 """A state, and rounds to play -> the state, sums of the metrics, rounds played."""
 
 LOG, EVALUATE, CHECKPOINT = "log", "evaluate", "checkpoint"
@@ -40,7 +40,7 @@ class Sums:
     values: dict[str, float] = dataclasses.field(default_factory=dict)
     rounds: int = 0
 
-    def add(self, round_before: int, sums: Metrics, played: Array) -> None:
+    def add(self, round_before: int, sums: Metrics, played: Array | int) -> None:
         """Adds the metrics of one call.
 
         Raises:
@@ -102,7 +102,8 @@ class Loop[State: HasRound]:
 
     def __iter__(self) -> Iterator[Happened]:
         round_, total = int(self.state.round), stages.total(self._run)
-        under_way: list[tuple[int, Metrics, Array]] = []  # round before the call, what it returned
+        # Round before the call, and what it returned.
+        under_way: list[tuple[int, Metrics, Array | int]] = []
         while round_ < total:
             stage, first = stages.stage_at(self._run, round_)
             every, last = self._every(stage), first + stage.num_rounds

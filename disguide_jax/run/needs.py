@@ -13,8 +13,9 @@ from disguide_jax.config import Config
 from disguide_jax.core import backend
 from disguide_jax.core.types import Learner, TrainState, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.files import checkpoint
-from disguide_jax.run import asked, evaluate
+from disguide_jax.files import checkpoint, ledger
+from disguide_jax.files.ledger import Format
+from disguide_jax.run import asked, evaluate, refill
 from disguide_jax.run.program import Program, boundaries_of, make_trained, resolve
 
 
@@ -44,7 +45,8 @@ def describe(program: Program, test_set: evaluate.TestSet, workdir: pathlib.Path
         else f"none in {config.method}",
         "device": f"{backend.describe()}, {config.precision}, "
         + f"{config.rounds_per_call} round{'s' * (config.rounds_per_call > 1)} a call",
-        "disk": f"at most {_size(_bytes_on_disk(config, template))} of checkpoints",
+        "disk": f"at most {_size(_bytes_on_disk(config, template))} of checkpoints"
+        + (" and ledger" if config.victim.endpoint else ""),
         "workdir": str(workdir),
     }
     return "\n".join(f"{name:<10} {value}" for name, value in rows.items())
@@ -97,11 +99,12 @@ def check_fits(program: Program, workdir: pathlib.Path) -> None:
     needed = _bytes_on_disk(program.config, program.template)
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
-    held = sum(f.stat().st_size for f in (workdir / "checkpoints").rglob("*") if f.is_file())
+    folders = (workdir / "checkpoints", workdir / "ledger")
+    held = sum(f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file())
     if needed > free + held:
         raise UserError(
-            f"checkpoints in {workdir} need up to {_size(needed)}; {_size(free)} are free there. "
-            "Choose another --workdir, a smaller replay.size, or replay.dtype=uint8."
+            f"checkpoints and ledger in {workdir} need up to {_size(needed)}; {_size(free)} are "
+            "free there. Choose another --workdir, a smaller replay.size, or replay.dtype=uint8."
         )
 
 
@@ -115,9 +118,18 @@ def _num_bytes(tree: Any) -> int:
 
 
 def _bytes_on_disk(config: Config, template: TrainState) -> int:
-    return checkpoint.bytes_on_disk(
-        template, interval=config.checkpoint_every_queries, budget=config.query_budget
+    """Of checkpoints and of the ledger, but for test images."""
+    budget, ring = config.query_budget, template.replay
+    checkpoints = checkpoint.bytes_on_disk(
+        template,
+        interval=config.checkpoint_every_queries,
+        budget=budget,
+        replay_too=not refill.is_needed(config),
     )
+    if not config.victim.endpoint:
+        return checkpoints
+    kept = Format(ring.images.shape[1:], ring.answers.shape[1:], ring.answers.dtype.name)
+    return checkpoints + ledger.bytes_on_disk(kept, budget, at_once=config.batch_size)
 
 
 def _size(num_bytes: float) -> str:

@@ -60,11 +60,14 @@ def opened(
         yield Paid(program.victim, ledger, budget=budget, check_stop=check_stop)
 
 
-def payable_stages(program: Program, paid: Paid | None) -> tuple[Stage, ...]:
-    """What is left to be played of the stages, were images sent to an endpoint more than once."""
+def payable_stages(program: Program, paid: Paid | None, num_queries: int) -> tuple[Stage, ...]:
+    """What the budget pays for of the stages, were images sent to an endpoint more than once.
+
+    The images that measure fidelity have been paid for.
+    """
     if paid is None:
         return program.stages
-    return stages.paid_for(program.stages, paid.payable - num_fidelity_images(program.config))
+    return stages.paid_for(program.stages, paid.payable(num_queries))
 
 
 def make_trade(paid: Paid, num_queries: int) -> Trade:

@@ -14,8 +14,7 @@ import optax
 
 from disguide_jax import models
 from disguide_jax.config import Config, spelled_out, validate
-from disguide_jax.core import backend, images, learn, pixels, replay, stages, streams
-from disguide_jax.core.answers import to_labels
+from disguide_jax.core import backend, images, learn, replay, stages, streams
 from disguide_jax.core.exchange import Drive, Kit, Method, Play, Round, drive, fuse
 from disguide_jax.core.types import (
     Array,
@@ -143,26 +142,7 @@ def build(config: Config) -> Program:
 
 def start(program: Program) -> TrainState:
     """A fresh state on the device, made by one compiled call."""
-    state = jax.jit(lambda: init_state(program.kit))()
-    if not program.method.learns_from_file:
-        return state
-    config, ring = program.config, state.replay
-    kept = transfer.load(config.offline.queries)
-    answers = to_labels(jnp.asarray(kept.answers)) if config.labels == "hard" else kept.answers
-    for what, like, found in (
-        ("images", ring.images, kept.images),
-        ("answers", ring.answers, answers),
-    ):
-        if like.shape != found.shape:
-            raise UserError(
-                f"{config.offline.queries}: its {what} are {list(found.shape)}; the configuration "
-                f"needs {list(like.shape)}"
-            )
-    images = pixels.encode(pixels.decode(jnp.asarray(kept.images)), ring.images.dtype)
-    size = jnp.int32(len(images))
-    return state.replace(
-        replay=ring.replace(images=images, answers=jnp.asarray(answers), size=size)
-    )
+    return jax.jit(lambda: init_state(program.kit))()
 
 
 def make_trained(

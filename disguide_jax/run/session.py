@@ -43,14 +43,23 @@ def take_up[Kind: (Config, VictimTrainingConfig)](
 
 
 @contextlib.contextmanager
-def opened(workdir: pathlib.Path) -> Iterator[Checkpoints]:
+def opened(workdir: pathlib.Path, *, replay_too: bool = True) -> Iterator[Checkpoints]:
     """The checkpoints of a workdir, which is made if absent and locked meanwhile.
+
+    Args:
+      workdir: of one process at a time.
+      replay_too: see `Checkpoints`.
 
     Raises:
       UserError: it cannot be made or written, or another process holds it.
     """
     make_folder(workdir, "--workdir")
-    with disk_errors(workdir), files.lock(workdir), Checkpoints(workdir / "checkpoints") as saved:
+    folder = workdir / "checkpoints"
+    with (
+        disk_errors(workdir),
+        files.lock(workdir),
+        Checkpoints(folder, replay_too=replay_too) as saved,
+    ):
         yield saved
 
 

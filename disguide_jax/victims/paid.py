@@ -44,14 +44,16 @@ class Paid:
         """Whether any answer has ever come."""
         return any(self.ledger.answered_up_to(account) for account in ACCOUNTS)
 
-    @property
-    def payable(self) -> int:
-        """Images of new positions, those answered included, that the budget pays for.
+    def payable(self, num_queries: int) -> int:
+        """The position up to which the budget pays for training images.
 
-        It is less than the budget by what was sent more than once, or is under way.
+        It is less than the budget by what measures fidelity, and what was sent more than once.
+
+        Args:
+          num_queries: images that were learnt from already, whatever the ledger still has of them.
         """
-        answered = sum(self.ledger.answered_up_to(account) for account in (TRAINING, FIDELITY))
-        return self._budget - (self.received - answered)
+        known = self.ledger.num_answered(TRAINING, num_queries)
+        return num_queries + known + self._budget - self.received
 
     def ask(self, account: int, position: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What was sent at a position of an account, and the answers.

@@ -35,7 +35,7 @@ from disguide_jax.options import VictimConfig
 from disguide_jax.victims.network import Victim, load_network, make_victim, normalisation
 
 PATH = "/v1/models/victim:predict"
-BATCH_SIZES = (1, 8, 32, 128)  # that the network is compiled for
+MOST_AT_ONCE = 128  # images that the network is asked about, a power of 2
 MOST_BYTES = 64 * 2**20  # of a request
 SHUTDOWN_SECONDS = 5  # for answers under way
 WHITE = np.iinfo(np.uint8).max
@@ -109,11 +109,11 @@ def load(weights: str, dataset: str, data_dir: str = "") -> Model:
 
 
 def in_batches(ask: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Answers to any number of images, asked in batches that are padded to `BATCH_SIZES`."""
+    """Answers to any number of images, asked in batches padded to powers of 2."""
     answers = []
-    for start in range(0, len(images), BATCH_SIZES[-1]):
-        batch = images[start : start + BATCH_SIZES[-1]]
-        size = next(size for size in BATCH_SIZES if size >= len(batch))
+    for start in range(0, len(images), MOST_AT_ONCE):
+        batch = images[start : start + MOST_AT_ONCE]
+        size = 1 << (len(batch) - 1).bit_length()  # few sizes to compile for
         padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
         answers.append(ask(padded)[: len(batch)])
     return np.concatenate(answers)

@@ -27,10 +27,18 @@ from disguide_jax.options import (
 from disguide_jax.settings import REQUIRED, get_value, refuse_ignored, setting, settings
 
 MAX_SEED = 2**32 - 1
+OF_ONNX = ("victim.logits", "victim.layout", "victim.pixels")
+OF_SERVICES = (
+    *(f"victim.{key}" for key in ("image_format", "images_per_request", "concurrency")),
+    *(f"victim.{key}" for key in ("requests_per_second", "timeout_seconds", "retries")),
+    "victim.token_env",
+)
 OF_ENDPOINTS = (
     "fidelity_images",
     *(f"victim.{key}" for key in ("image_size", "channels", "num_classes", "top_k", "decimals")),
-    *(f"victim.{key}" for key in ("logits", "layout", "pixels", "image_format", "token_env")),
+    *OF_ONNX,
+    *OF_SERVICES,
+    "victim.authorised_by",
 )
 
 
@@ -232,6 +240,10 @@ def check_victim(config: Config, check: Callable[[str, bool, str], None]) -> Non
         check("dataset", bool(config.dataset), "a data set, unless the victim is an endpoint")
         refuse_ignored(config, OF_ENDPOINTS, "a victim whose weights are at hand")
         return
+    if not victim.endpoint.startswith("onnx:"):
+        refuse_ignored(config, OF_ONNX, "an endpoint that is no ONNX file")
+    if not victim.endpoint.startswith(("http://", "https://")):
+        refuse_ignored(config, OF_SERVICES, "an endpoint that is no service")
     check("query_dtype", config.query_dtype in ("auto", "uint8"), "uint8 for an endpoint")
     check(
         "victim.input_space",

@@ -110,6 +110,23 @@ def test_round_has_its_parts_and_grows_with_what_is_varied(run):
     assert jax.config.jax_compilation_cache_dir == cache
 
 
+@pytest.mark.slow
+def test_endpoints_take_turns_with_the_same_network_inside_jax(run):
+    weights = "--config.victim.weights=embedded:digits-lenet5.safetensors"
+    status, _, err, found = run("--suite=endpoint", weights)
+    assert status == 0, err
+    rows = cases(found)
+    assert [*rows] == ["in JAX", "python", "onnx", "http, 1 at a time", "http, 8 at a time"]
+    for row in rows.values():
+        assert row["queries_per_second"] == pytest.approx(8 / row["median_seconds"])
+
+
+def test_endpoints_are_made_of_a_file_of_weights(run):
+    status, _, err, _ = run("--suite=endpoint")
+    assert status == 2
+    assert "config.victim.weights is 'random'; suite endpoint serves what is in a file" in err
+
+
 def test_replay_is_measured_at_each_size_that_fits(run, monkeypatch):
     monkeypatch.setattr(measure, "free_memory", lambda: 2 * 100_000)  # float32: 4 kB an image
     status, out, err, found = run("--suite=replay", "--sizes=20,60")

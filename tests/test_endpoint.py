@@ -211,10 +211,25 @@ def test_what_is_said_of_the_victim_must_agree_with_the_data_set(tmp_path):
         extraction.train_and_evaluate(config, tmp_path / "w")
 
 
-def test_keys_of_endpoints_are_refused_where_the_weights_are_at_hand():
+@pytest.mark.parametrize(
+    ("endpoint", "key", "value", "by"),
+    [
+        ("", "top_k", 3, "weights are at hand"),
+        ("", "concurrency", 8, "weights are at hand"),
+        ("", "authorised_by", "me, today", "weights are at hand"),
+        ("python:brightness:labels", "retries", 9, "no service"),
+        ("python:brightness:labels", "layout", "NCHW", "no ONNX file"),
+        ("onnx:victim.onnx", "token_env", "TOKEN", "no service"),
+        ("http://localhost/", "logits", True, "no ONNX file"),
+    ],
+)
+def test_keys_of_another_kind_of_victim_are_refused(endpoint, key, value, by):
     config = load_script(ROOT / "configs/digits_hard.py").get_config("smoke")
-    config.victim.top_k = 3
-    with pytest.raises(UserError, match=r"victim\.top_k is 3"):
+    if endpoint:
+        config.victim.weights, config.victim.endpoint = "", endpoint
+    validate(config)
+    set_value(config, f"victim.{key}", value)
+    with pytest.raises(UserError, match=rf"victim\.{key} is {value!r}; .*{by}"):
         validate(config)
 
 

@@ -1,5 +1,6 @@
 """A victim behind HTTP: what is sent, counted, repeated and refused."""
 
+import asyncio
 import contextlib
 import functools
 import gzip
@@ -252,6 +253,17 @@ def test_a_service_that_hangs_is_left_and_asked_again():
     assert "the same command goes on" in message
     assert counted == [4, 4]
     assert there.received == 4 + sum(counted)
+
+
+def test_it_is_asked_and_closed_where_an_event_loop_runs_already_as_in_a_notebook():
+    async def cell(address):
+        return ask(address), mistake(f"{address}absent", retries=0)
+
+    with serving(lambda number, images: Reply("", 404) if number else None) as there:
+        (answers, counted), (message, _) = asyncio.run(cell(there.address))
+    np.testing.assert_allclose(answers, probabilities(some(4)), atol=1e-6)
+    assert counted == []
+    assert "404" in message
 
 
 def test_a_service_that_answers_for_ever_is_left():

@@ -18,7 +18,7 @@ from disguide_jax.run.program import Program
 from disguide_jax.study import measure
 from disguide_jax.study.measure import Row
 from disguide_jax.study.results import ROOT
-from disguide_jax.victims import export, serve
+from disguide_jax.victims import export, network, serve
 from disguide_jax.victims.contract import Contract
 from disguide_jax.victims.host import Function
 
@@ -30,10 +30,17 @@ def bench_endpoints(config: Config, seconds: float) -> Iterator[Row]:
     """Rounds of a configuration whose victim is a weight file, asked in every way.
 
     In each the ledger is kept as in a run. The service is a process of its own on this machine.
+
+    Raises:
+      UserError: the weights are in no file.
     """
     config = copy.deepcopy(config)
     config.query_dtype, config.rounds_per_call = "uint8", 1
     weights, dataset = config.victim.weights, config.dataset
+    if weights in ("", network.RANDOM_WEIGHTS):
+        raise UserError(
+            f"config.victim.weights is {weights!r}; suite endpoint serves what is in a file"
+        )
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         file = folder / "victim.onnx"
@@ -61,10 +68,12 @@ def as_function(inside: Program, weights: str) -> Program:
     return inside._replace(config=config, victim=Function("python", model.classify, contract))
 
 
-def asking(config: Config, endpoint: str, *, concurrency: int = 1) -> Program:
-    """The same run with an endpoint."""
+def asking(config: Config, endpoint: str, *, concurrency: int = 0) -> Program:
+    """The same run with an endpoint; a service gets so many requests at a time."""
     config = asking_config(config, endpoint)
-    config.victim.concurrency, config.victim.images_per_request = concurrency, IMAGES_PER_REQUEST
+    if concurrency:
+        config.victim.concurrency = concurrency
+        config.victim.images_per_request = IMAGES_PER_REQUEST
     return program.build(config)
 
 

@@ -106,6 +106,11 @@ def load_network(
       UserError: the weights are absent, damaged, or of another architecture or data set.
     """
     if config.weights == RANDOM_WEIGHTS:
+        if not config.model:
+            raise UserError(
+                "config.victim.model is empty; weights that are random must be those of one of "
+                + ", ".join(models.CLASSIFIERS)
+            )
         width = config.width or models.usual_width(config.model)
         found = weights.Architecture(config.model, width, channels, num_classes)
     else:

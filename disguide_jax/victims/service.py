@@ -7,6 +7,7 @@ POST {"instances": [image, ...]} is answered by {"predictions": [[p, ...], ...]}
 
 import asyncio
 import base64
+import concurrent.futures
 import contextlib
 import dataclasses
 import io
@@ -17,6 +18,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
@@ -108,7 +110,7 @@ class Service:
 
         Args:
           images: N of them, which the caller has counted as sent once.
-          count: called in this thread before images are sent again that may have been received,
+          count: called, while this waits, before images are sent again that may have been received,
             and in the end with minus the number of those that were counted but never sent.
 
         Raises:
@@ -116,14 +118,17 @@ class Service:
             way then, or when `count` raises, is broken off, and nothing more is sent.
         """
         with self._one_at_a_time:
-            return self._runner.run(self._ask(images, count))
+            return _beside_loops(lambda: self._runner.run(self._ask(images, count)))
 
     def close(self) -> None:
         """Closes its connections; once more does nothing."""
         with self._one_at_a_time:
             if not self._client.is_closed:
-                self._runner.run(self._client.aclose())
-                self._runner.close()
+                _beside_loops(self._close)
+
+    def _close(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
 
     async def _ask(self, images: np.ndarray, count: Count) -> np.ndarray:
         size = self._config.images_per_request
@@ -292,6 +297,16 @@ class _Pace:
     def hold(self, seconds: float) -> None:
         """Lets no request go for so long."""
         self._next = max(self._next, time.monotonic() + seconds)
+
+
+def _beside_loops[Result](call: Callable[[], Result]) -> Result:
+    """Calls what runs a loop: in a thread of its own where one runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return call()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def _host(address: str) -> str:

@@ -3,8 +3,10 @@
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
-Yields:  59.3 % after 64,000 queries (seed 100); with rates of 0.1, 0.03 and 0.01 for the clones
-         53.1, 46.3 and 34.1 %. Not measured at this budget yet.
+Yields:  soft vote 63.2 to 71.5 % for seeds 0 to 4 (results/fashion).
+         After 64,000 queries, seed 100: 59.3 %; with rates of 0.1, 0.03 and 0.01:
+         53.1, 46.3 and 34.1.
+Cost:    two minutes on one core of an AMD EPYC.
 
 python -m disguide_jax.main --config configs/fashion_dfme.py
 """

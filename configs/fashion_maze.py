@@ -3,8 +3,10 @@
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
-Yields:  60.1 % after 64,000 queries (seed 100); with rates of 0.03 and 0.01 for the clones 58.3
-         and 33.8 %. Not measured at this budget yet.
+Yields:  soft vote 72.2 to 79.6 % for seeds 0 to 4 (results/fashion).
+         After 64,000 queries, seed 100: 60.1 %; with rates of 0.03 and 0.01:
+         58.3 and 33.8.
+Cost:    four minutes on one core of an AMD EPYC.
 
 python -m disguide_jax.main --config configs/fashion_maze.py
 """

@@ -80,7 +80,9 @@ def test_around_a_victim_on_the_host_a_round_does_what_it_does_inside_one_progra
         asked.append(len(images))
         return images, np.asarray(answer(jnp.asarray(images)))
 
-    play = drive(METHODS[method].make_round(kit, stage), kit.query_dtype)
+    made = METHODS[method].make_round(kit, stage)
+    never = (part._replace(times=0) for part in made if isinstance(part, Exchange))
+    play = drive((*never, *made), kit.query_dtype)
     found, metrics = play(jax.tree.map(jnp.copy, state), on_host)
     fused = jax.jit(parts.make_play(kit, stage))
     expected, expected_metrics = fused(state, jax.tree_util.Partial(answer))

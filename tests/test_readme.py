@@ -45,18 +45,30 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
         re.M,
     )
     names = [row[0] for row in rows]
-    on_clothes = [f"fashion_{name}" for name in ("soft_best", "soft", "hard_best", "hard")]
+    on_clothes = [
+        f"fashion_{name}"
+        for name in (
+            "soft_best",
+            "soft",
+            "hard_best",
+            "hard",
+            "maze",
+            "dfme",
+            "dual_students",
+        )
+    ]
     assert names == ["digits_soft", "digits_hard", *on_clothes]
     for name, family, labels, queries, *shown in rows:
         folder = ROOT / "results" / family / name
-        paths = [folder / f"seed{i}/summary.json" for i in range(3)]
+        paths = [folder / f"seed{i}/summary.json" for i in range(3 if family == "digits" else 5)]
         kept = [json.loads(path.read_text()) for path in paths]
         for text, key in zip(shown, ("soft_vote_accuracy", "fidelity"), strict=True):
             assert text == ", ".join(f"{100 * summary[key]:.1f}" for summary in kept)
         for summary in kept:
             assert summary["config"]["labels"] == labels
             assert f"{summary['queries']:,}" == queries
-            assert summary["soft_vote_accuracy"] >= 0.9 * summary["victim_accuracy"]
+            if name.endswith("_best") or family == "digits":
+                assert summary["soft_vote_accuracy"] >= 0.9 * summary["victim_accuracy"]
 
 
 def test_the_speeds_of_endpoints_are_those_that_were_kept():

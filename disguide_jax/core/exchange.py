@@ -140,13 +140,14 @@ def drive(parts: Round, dtype: jnp.dtype) -> Drive:
     Nothing is computed while it answers: in every method what comes next needs the answers,
     replayed batches, too, which are learnt by clones that have learnt the new ones.
     """
-    exchanges = [part for part in parts if isinstance(part, Exchange)]
+    exchanges: list[Exchange] = []
     steps: list[list[Step]] = [[]]  # before each exchange, and after the last
     for part in parts:
-        if isinstance(part, Exchange):
-            steps.append([])
-        else:
+        if not isinstance(part, Exchange):
             steps[-1].append(part)
+        elif part.times:
+            exchanges.append(part)
+            steps.append([])
 
     def propose(number: int, state: TrainState, index: Array | int) -> tuple[Array, Any]:
         images, carry = exchanges[number].propose(state, jnp.int32(index))
@@ -172,7 +173,7 @@ def drive(parts: Round, dtype: jnp.dtype) -> Drive:
         return state, metrics, propose(number, state, 0)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def repeat_(
+    def again(
         number: int, state: TrainState, index: Array, *answered: Any
     ) -> tuple[TrainState, tuple[Array, Any]]:
         """From the answers to one time of an exchange up to its next time."""
@@ -185,7 +186,7 @@ def drive(parts: Round, dtype: jnp.dtype) -> Drive:
             for index in range(1, exchange.times):
                 images, carry = proposed
                 answered = carry, *victim(jax.device_get(images))
-                state, proposed = repeat_(number, state, np.int32(index), *answered)
+                state, proposed = again(number, state, np.int32(index), *answered)
             images, carry = proposed
             answered = carry, *victim(jax.device_get(images))
             state, new, proposed = advance(number + 1, state, *answered)

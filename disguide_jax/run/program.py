@@ -86,7 +86,7 @@ class Program(NamedTuple):
         return make_play(self.kits[stage.name], stage)
 
     def drive(self, stage: Stage) -> Drive:
-        """One round of a stage with a victim on the host, its parts compiled."""
+        """One round of a stage with a victim on the host, compiled around it."""
         kit = self.kits[stage.name]
         return drive(round_of(kit, stage), kit.query_dtype)
 

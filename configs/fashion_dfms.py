@@ -3,7 +3,8 @@
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
-Yields:  not measured yet; the settings are those of the digits.
+Yields:  after 64,000 queries, seed 100: 56.2 %, and with a rate of 0.1 in the last stage 54.1.
+         Not measured at this budget yet.
 
 python -m disguide_jax.main --config configs/fashion_dfms.py
 """
@@ -24,14 +25,14 @@ def get_config(variant: str = "") -> Config:
             "learning_rate": 2e-4,
             "diversity_weight": 50.0,
         },
-        clones={"learning_rate": 0.01},
+        clones={"learning_rate": 0.03},
         dfms={
             "proxy_images": 10_000,
             "gan_epochs": 10,
             "validation_images": 2_000,
             "offline_images": 5_000,
             "offline_epochs": 20,
-            "offline_learning_rate": 0.03,
+            "offline_learning_rate": 0.1,
             "diversity_epochs": 3,
             "choose_every_rounds": 200,
             "flip": False,

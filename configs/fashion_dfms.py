@@ -3,8 +3,9 @@
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
-Yields:  after 64,000 queries, seed 100: 56.2 %, and with a rate of 0.1 in the last stage 54.1.
-         Not measured at this budget yet.
+Yields:  soft vote 50.1 to 78.1 % for seeds 0 to 4 (results/fashion).
+         After 64,000 queries, seed 100: 56.2 %; with a rate of 0.1 in the last stage 54.1.
+Cost:    twelve minutes on one core of an AMD EPYC.
 
 python -m disguide_jax.main --config configs/fashion_dfms.py
 """

@@ -55,6 +55,7 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
             "maze",
             "dfme",
             "dual_students",
+            "dfms",
         )
     ]
     assert names == ["digits_soft", "digits_hard", *on_clothes]

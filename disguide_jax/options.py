@@ -272,7 +272,7 @@ class DfmsConfig:
 
     proxy_images: int = setting(50_000, "synthetic images to start from, a batch or more")
     gan_epochs: int = setting(200, "of the GAN's training on proxy images", least=0)
-    validation_images: int = setting(20_000, "queries, twice; a batch or more")
+    validation_images: int = setting(20_000, "queries, twice or more; a batch or more")
     offline_images: int = setting(
         25_000, "proxy images, and as many generated ones: queries, twice; a batch or more"
     )
@@ -282,6 +282,9 @@ class DfmsConfig:
     diversity_weight: float = setting(10.0, "of the diversity loss there", least=0)
     choose_every_rounds: int = setting(
         782, "of the last stage: when the averages are compared", least=1
+    )
+    validate_last: bool = setting(
+        False, "pay for validation images of the last generator, too, and choose once more"
     )
     adam_b1: float = setting(0.5, "of generator and discriminator", least=0, below=1)
     flip: bool = setting(True, "mirror half of the images")

@@ -82,9 +82,19 @@ def play_all(config, victim, after_round=lambda state: state):
     return kit, state
 
 
-@pytest.mark.parametrize("method", [*IN_A_ROUND, pytest.param("dfms", marks=pytest.mark.slow)])
-def test_every_method_sends_what_it_states_round_by_round_and_counts_it(method):
+@pytest.mark.parametrize(
+    ("method", "validate_last"),
+    [
+        *((method, False) for method in IN_A_ROUND),
+        pytest.param("dfms", False, marks=pytest.mark.slow),
+        pytest.param("dfms", True, marks=pytest.mark.slow),
+    ],
+)
+def test_every_method_sends_what_it_states_round_by_round_and_counts_it(
+    method, validate_last
+):
     config = config_of(method)
+    config.dfms.validate_last = validate_last
     victim = Recorder(tiny.brightness if config.labels == "hard" else tiny.smooth_brightness)
     stages, sent = parts.stages_of(config), []
 
@@ -101,13 +111,18 @@ def test_every_method_sends_what_it_states_round_by_round_and_counts_it(method):
         assert sent == [IN_A_ROUND[method]] * (100 // IN_A_ROUND[method])
     else:  # gan, validate, label, offline, diversity, validate, label, offline, alternate
         before = [0] * 2 + [6] * 2 + [12] * 2 + [0] * 4
-        assert sent == before * 2 + [6] * ((100 - 2 * 36) // 6)
+        last = [6] * ((100 - 2 * 36) // 6)
+        # With another validation there are two rounds less before it, and the choice after it.
+        assert sent == before * 2 + last + [0] * validate_last
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.sampled_from([*IN_A_ROUND, "dfms"]), st.integers(1, 500), st.integers(2, 40))
-def test_no_budget_is_exceeded_and_one_that_is_too_small_is_refused(method, budget, batch_size):
+@given(st.sampled_from([*IN_A_ROUND, "dfms"]), st.booleans(), st.integers(1, 500), st.integers(2, 40))
+def test_no_budget_is_exceeded_and_one_that_is_too_small_is_refused(
+    method, validate_last, budget, batch_size
+):
     config = config_of(method, query_budget=budget, batch_size=batch_size)
+    config.dfms.validate_last = validate_last
     config.dfms.proxy_images = config.dfms.validation_images = 50
     config.dfms.offline_images = 40
     try:
@@ -117,13 +132,15 @@ def test_no_budget_is_exceeded_and_one_that_is_too_small_is_refused(method, budg
             parts.stages_of(config)
     else:
         spent = stages_lib.queries_after(stages, stages_lib.total(stages))
-        assert spent <= budget < spent + stages[-1].queries
+        what_remains = next(stage for stage in reversed(stages) if stage.clone_updates)
+        assert spent <= budget < spent + what_remains.queries
 
 
 @pytest.mark.slow
 def test_dfms_continues_exactly_from_a_checkpoint_after_any_round(tmp_path):
     """Inside stages and between them, whether or not they send anything."""
     config = config_of("dfms")
+    config.dfms.validate_last = True
     _, expected = play_all(config, tiny.brightness)
     with checkpoint.Checkpoints(tmp_path) as saved:
         template = jax.eval_shape(lambda: tiny.build(config)[1])
@@ -147,8 +164,10 @@ def test_dfms_continues_exactly_from_a_checkpoint_after_any_round(tmp_path):
 
 
 @pytest.mark.slow
-def test_dfms_clones_are_those_that_agree_most_with_the_paid_answers():
+@pytest.mark.parametrize("validate_last", [False, True])
+def test_dfms_clones_are_those_that_agree_most_with_the_paid_answers(validate_last):
     config = config_of("dfms")
+    config.dfms.validate_last = validate_last
     victim, agreements = Recorder(tiny.brightness), {}
     paid = []  # images of the validation stage that came last
 
@@ -163,18 +182,22 @@ def test_dfms_clones_are_those_that_agree_most_with_the_paid_answers():
 
     kit, _ = play_all(config, victim, watch)
     ends = np.cumsum([stage.num_rounds for stage in parts.stages_of(config)])
-    for end in (ends[3], ends[7], ends[8]):
+    for end in (ends[3], ends[7], ends[8], *ends[10:]):
         name, state, images = agreements[int(end)]
         images = jnp.concatenate(images)
         np.testing.assert_array_equal(state.extra.validation, tiny.brightness(images))
         logits, _ = kit.networks.clones.apply(state.extra.best, images, train=False)
         agreement = (soft_vote(logits) == state.extra.validation).mean()
         np.testing.assert_allclose(state.extra.agreement, agreement, atol=1e-6)
-        if name == "alternate":  # no average is better than the choice
+        if name in ("alternate", "choose"):  # no average is better than the choice
             for i in range(len(choose.DECAYS)):
                 one = jax.tree.map(lambda x, i=i: x[i], state.extra.averages)
                 logits, _ = kit.networks.clones.apply(one, images, train=False)
                 assert (soft_vote(logits) == state.extra.validation).mean() <= agreement
+        if name == "choose":  # nor is what had been chosen before
+            chosen = agreements[int(ends[8])][1].extra.best
+            logits, _ = kit.networks.clones.apply(chosen, images, train=False)
+            assert (soft_vote(logits) == state.extra.validation).mean() <= agreement
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def check(config: Config) -> None:
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
-    """All stages; the last gets what the others leave of the budget.
+    """All stages; the alternation gets what the others leave of the budget.
 
     Raises:
       UserError: they leave less than a batch.
@@ -44,24 +44,26 @@ def stages(config: Config) -> tuple[Stage, ...]:
     gan_batches, offline_batches = sizes.proxy_images // batch, sizes.offline_images // batch
     gan = Stage("gan", sizes.gan_epochs * gan_batches, 0, generator_updates=1)
     diversity = Stage("diversity", sizes.diversity_epochs * gan_batches, 0, generator_updates=1)
+    validate = Stage("validate", sizes.validation_images // batch, batch)
     clones = (
-        Stage("validate", sizes.validation_images // batch, batch),
+        validate,
         Stage("label", offline_batches, 2 * batch),
         Stage("offline", sizes.offline_epochs * offline_batches, 0, clone_updates=1),
     )
     before = (gan, *clones, diversity, *clones)
-    paid = sum(stage.num_rounds * stage.queries for stage in before)
+    after = (validate, Stage("choose", 1, 0)) if sizes.validate_last else ()
+    paid = sum(stage.num_rounds * stage.queries for stage in (*before, *after))
     if config.query_budget < paid + batch:
         raise UserError(
             f"config.query_budget is {config.query_budget:,}; dfms pays {paid:,} for validation "
-            f"and offline images before it goes on with batches of {batch:,}, so it must be at "
+            f"and offline images beside batches of {batch:,}, so it must be at "
             f"least {paid + batch:,}. Or choose smaller config.dfms.validation_images and "
             "config.dfms.offline_images."
         )
     played = (stage for stage in before if stage.num_rounds)
     rounds = (config.query_budget - paid) // batch
-    last = Stage("alternate", rounds, batch, generator_updates=1, clone_updates=1)
-    return (*played, last)
+    alternate = Stage("alternate", rounds, batch, generator_updates=1, clone_updates=1)
+    return (*played, alternate, *after)
 
 
 def make_optimizers(config: Config, stage: Stage) -> Optimizers:

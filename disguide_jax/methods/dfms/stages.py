@@ -12,6 +12,9 @@ Stages, each a number of rounds; a round is one batch:
 7. alternate  with what is left of the budget: a batch of generated images is sent, the clones
               learn from it, then the generator from clones and discriminator, then the
               discriminator.
+8. validate, choose  with `dfms.validate_last`, not in the paper: images of the generator as it
+              is at the end judge the last averages and the best clones so far. A generator that
+              is still poor at 6 makes images on which clones are best before they are good.
 
 `state.clones` are those in training. The result is `extra.best`: those that agree most often
 with the victim on the validation images, which are paid for. In stage 7 exponential averages
@@ -137,7 +140,7 @@ def make_diversity(kit: Kit, stage: Stage) -> Step:
 
 
 def make_validate(kit: Kit, stage: Stage) -> Exchange:
-    """Stages 2 and 6: generated images, labelled to choose by."""
+    """Stages 2, 6 and 8: generated images, labelled to choose by."""
     del stage
     batch = kit.config.batch_size
 
@@ -198,7 +201,7 @@ def make_offline(kit: Kit, stage: Stage) -> Step:
         answers = [extra.labelled[of_proxy, 0], extra.labelled[of_prior, 1]]
         state, metrics = update_clones(kit, state, *map(jnp.concatenate, (images, answers)))
         candidates = jax.tree.map(lambda x: x[None], state.clones.variables)
-        return choose_at(kit, stage, state, num // batch, candidates, (0.0,)), metrics
+        return choose_at(kit, stage, state, num // batch, candidates, jnp.zeros(1)), metrics
 
     return play
 
@@ -234,10 +237,27 @@ def make_alternate(kit: Kit, stage: Stage) -> Exchange:
         extra = state.extra.replace(averages=averages, discriminator=discriminator)
         state = state.replace(generator=generator, extra=extra)
         every = config.dfms.choose_every_rounds
-        state = choose_at(kit, stage, state, every, averages, choose.DECAYS)
+        state = choose_at(kit, stage, state, every, averages, jnp.asarray(choose.DECAYS))
         return state, metrics | more | last
 
     return Exchange(config.batch_size, propose, learn_from)
+
+
+def make_choose(kit: Kit, stage: Stage) -> Step:
+    """Stage 8, second part: the last averages and the best clones so far, compared once more."""
+
+    def play(state: TrainState) -> tuple[TrainState, Metrics]:
+        extra: Extra = state.extra
+        candidates = jax.tree.map(
+            lambda averages, best: jnp.append(averages, best[None], axis=0),
+            extra.averages,
+            extra.best,
+        )
+        decays = jnp.append(jnp.asarray(choose.DECAYS), extra.decay)
+        state = state.replace(extra=extra.replace(agreement=jnp.float32(-1)))
+        return choose_at(kit, stage, state, 1, candidates, decays), {}
+
+    return play
 
 
 STAGES: dict[str, Callable[[Kit, Stage], Step | Exchange]] = {
@@ -247,6 +267,7 @@ STAGES: dict[str, Callable[[Kit, Stage], Step | Exchange]] = {
     "offline": make_offline,
     "diversity": make_diversity,
     "alternate": make_alternate,
+    "choose": make_choose,
 }
 
 
@@ -308,7 +329,7 @@ def choose_at(
     state: TrainState,
     every: int,
     candidates: Variables,
-    decays: tuple[float, ...],
+    decays: Array,
 ) -> TrainState:
     """After `every` rounds and at the end: the best of the candidates, if they are better.
 
@@ -327,7 +348,7 @@ def choose_at(
         )
         best = jnp.argmax(agreements)
         found = jax.tree.map(lambda x: x[best], candidates)
-        found = found, agreements[best], jnp.asarray(decays)[best]
+        found = found, agreements[best], decays[best]
         return trees.select(agreements[best] > extra.agreement, found, as_before())
 
     def as_before() -> tuple[Variables, Array, Array]:

@@ -1,9 +1,12 @@
 """Tells how often a victim is right on the test images of a data set.
 
 usage: python scripts/evaluate_victim.py --weights W --dataset D [--data_dir DIR]
-           [--mean M [M M] --std S [S S]] [--predictions OUT.npy]
+           [--mean M [M M] --std S [S S]] [--input_space SPACE] [--predictions OUT.npy]
 
-OUT.npy holds the predicted classes [N] int32 in the order of the data.
+Where that is seldom, it tries the usual normalisations and says which fits. SPACE is pre-transform
+for a network that takes images in [-1, 1] as they are, and post-transform for one whose images are
+normalised first; without it the weights say which. OUT.npy holds the predicted classes [N] int32
+in the order of the data.
 """
 
 import argparse
@@ -11,7 +14,7 @@ import sys
 
 from disguide_jax.errors import exit_status
 from disguide_jax.options import VictimConfig
-from disguide_jax.run import evaluate
+from disguide_jax.run import first_look
 
 
 def main() -> None:
@@ -24,10 +27,14 @@ def main() -> None:
         parser.add_argument(
             name, type=float, nargs="+", default=(), help="of pixels in [0, 1], per channel"
         )
+    parser.add_argument("--input_space", default="", choices=("pre-transform", "post-transform"))
     parser.add_argument("--predictions", default="", metavar="OUT.npy")
     args = parser.parse_args()
     config = VictimConfig(args.weights, mean=tuple(args.mean), std=tuple(args.std))
-    print(evaluate.report(config, args.dataset, args.data_dir, args.predictions))
+    report = first_look.report(
+        config, args.dataset, args.data_dir, args.predictions, args.input_space
+    )
+    print(report)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from conftest import ROOT
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, weights
 from disguide_jax.options import VictimConfig
-from disguide_jax.run import evaluate
+from disguide_jax.run import first_look
 
 ASSETS = ROOT / "disguide_jax/assets"
 
@@ -20,7 +20,7 @@ def test_an_embedded_victim_has_the_accuracy_that_is_said_of_it(name):
     except UserError:
         pytest.skip(f"{name} is not on this machine")
     file = f"{name}-lenet5.safetensors"
-    said = evaluate.report(VictimConfig(f"embedded:{file}"), name, "", "")
+    said = first_look.report(VictimConfig(f"embedded:{file}"), name, "", "")
     recorded = float(weights.load_metadata(ASSETS / file)["test_accuracy"])
     (accuracy,) = re.findall(r"0\.\d{4}", said)[:1]
     assert abs(float(accuracy) - recorded) <= 2e-4, "another processor rounds differently"

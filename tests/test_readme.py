@@ -9,11 +9,18 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs_as_it_stands_and_prints_what_is_said(capsys, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = re.findall(r"```python\n((?:(?!```).)*?)```\n\nIt prints", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     exec(compile(example, "README.md", "exec"), {})
     said = re.search(r"It prints `(.*?)`", README).group(1)
     assert capsys.readouterr().out.strip() == said
+
+
+def test_what_its_examples_import_of_the_project_is_there():
+    lines = re.findall(r"^from disguide_jax\S* import .*$", README, re.M)
+    assert len(lines) >= 2
+    for line in lines:
+        exec(line, {})
 
 
 def test_every_file_and_command_it_names_is_there():

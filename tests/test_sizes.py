@@ -22,7 +22,7 @@ from disguide_jax.methods.dfms import proxy
 from disguide_jax.models import layers
 from disguide_jax.models.resnet import ResNet
 from disguide_jax.options import SIZES, VictimConfig
-from disguide_jax.run import evaluate, pictures
+from disguide_jax.run import first_look, pictures
 from disguide_jax.run import supervised as vt
 from disguide_jax.study import flops, measure
 from disguide_jax.study.results import Cell
@@ -433,7 +433,7 @@ def test_a_victim_of_48_pixels_is_trained_and_copied(run, tmp_path):
     training.evaluate_every_epochs = training.checkpoint_every_epochs = 1
     accuracy = vt.train_victim(training, tmp_path / "training")["test_accuracy"]
     path = "victims/mine-lenet5.safetensors"
-    report = evaluate.report(VictimConfig(weights=path), "mine", ".", "")
+    report = first_look.report(VictimConfig(weights=path), "mine", ".", "")
     assert f"accuracy {accuracy:.4f}" in report
     trained = f"--config.victim.weights={path}"
     arguments = (trained, "--config.victim.model=", "--config.victim.width=0")

@@ -15,9 +15,7 @@ from disguide_jax.core import backend, pixels
 from disguide_jax.core.answers import hard_vote, soft_vote, to_labels
 from disguide_jax.core.types import Array, Net, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.files import datasets
-from disguide_jax.options import VictimConfig
-from disguide_jax.victims.network import Victim, load_network, make_victim, normalisation
+from disguide_jax.victims.network import Victim
 
 PADDING = -1  # label of the rows that fill up the last batch, and of what nobody knows
 
@@ -79,13 +77,13 @@ def labels_of(victim: Victim, images: np.ndarray) -> np.ndarray:
     """What a victim says of real images [M, H, W, channels] uint8, [M] int32."""
     batch_size = min(backend.tested_at_once(images.shape[1]), len(images))
     padded = np.pad(images, [(0, -len(images) % batch_size)] + [(0, 0)] * 3)
-
-    @jax.jit
-    def ask(victim: Victim, images: Array) -> Array:
-        return to_labels(victim(victim.to_input_space(pixels.decode(images))))
-
     batches = padded.reshape(-1, batch_size, *images.shape[1:])
-    return np.concatenate([ask(victim, batch) for batch in batches])[: len(images)]
+    return np.concatenate([_ask(victim, batch) for batch in batches])[: len(images)]
+
+
+@jax.jit
+def _ask(victim: Victim, images: Array) -> Array:
+    return to_labels(victim(victim.to_input_space(pixels.decode(images))))
 
 
 def victim_accuracy(test_set: TestSet) -> float | None:
@@ -157,34 +155,14 @@ def scores_line(scores: Scores) -> dict[str, Any]:
     return line
 
 
-def report(config: VictimConfig, dataset: str, data_dir: str, predictions: str) -> str:
-    """What a victim is and how often it is right, in two lines.
-
-    Args:
-      config: where its weights are, and what they were trained with.
-      dataset: whose test images it is asked about.
-      data_dir: where they lie.
-      predictions: a file for the classes that it names, [N] int32; "" for none.
+def save_predictions(path: str, labels: np.ndarray) -> None:
+    """Writes the classes that were named, [N] int32, as an .npy file of exactly this name.
 
     Raises:
-      UserError: no such weights or images, or the file cannot be written.
+      UserError: it cannot be written.
     """
-    info = datasets.describe(dataset, data_dir)
-    net, variables, found = load_network(
-        config, num_classes=info.num_classes, size=info.size, channels=info.channels
-    )
-    mean, std = normalisation(config, info)
-    test = datasets.load(dataset, "test", data_dir)
-    oracle = make_victim(net, variables, mean=mean, std=std, hard_labels=True)
-    answers = labels_of(oracle, test.images)
-    if predictions:
-        try:
-            with open(predictions, "wb") as file:
-                np.save(file, answers)
-        except OSError as error:
-            raise UserError(f"{predictions}: cannot be written: {error.strerror}") from error
-    right = int((answers == test.labels).sum())
-    return (
-        f"{config.weights}: {found.model} of width {found.width}\n"
-        f"accuracy {right / len(answers):.4f}: {right:,} of {len(answers):,} {dataset} images"
-    )
+    try:
+        with open(path, "wb") as file:
+            np.save(file, labels.astype(np.int32))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error

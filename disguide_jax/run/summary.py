@@ -1,5 +1,6 @@
 """What a finished extraction leaves: summary.json and the networks."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -9,7 +10,7 @@ from disguide_jax.config import to_dict
 from disguide_jax.core.types import TrainState, Variables
 from disguide_jax.files import weights
 from disguide_jax.files.workdir import provenance
-from disguide_jax.run import evaluate
+from disguide_jax.run import copies, evaluate
 from disguide_jax.run.program import Program
 from disguide_jax.run.progress import Progress
 from disguide_jax.victims.paid import Paid
@@ -63,14 +64,16 @@ def save_networks(program: Program, state: TrainState, workdir: pathlib.Path) ->
 
     Several generators are generator_0.safetensors, ...
     """
-    config = program.config
+    config, task = program.config, program.kit.task
     metadata = {"dataset": config.dataset, "queries": str(int(state.queries))}
+    own = copies.own_normalisation(to_dict(config)["victim"], task.channels)
+    how = {name: json.dumps(values) for name, values in zip(("mean", "std"), own, strict=True)}
     (workdir / "clones").mkdir(exist_ok=True)
     for i, clone in enumerate(unstack(program.method.result(state))):
         weights.save_state_dict(
             workdir / "clones" / f"clone_{i}.safetensors",
             weights.to_state_dict(clone),
-            metadata | {"model": config.clones.model},
+            metadata | how | {"model": config.clones.model},  # so that it is a victim's, too
         )
     generators = {"generator": jax.device_get(state.generator.variables)}
     if config.generator.count > 1:

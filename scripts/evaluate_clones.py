@@ -1,0 +1,31 @@
+"""Tells how often the clones of a finished run are right, and how often they agree with the victim.
+
+usage: python scripts/evaluate_clones.py WORKDIR [--dataset D] [--data_dir DIR]
+           [--predictions OUT.npy]
+
+The test images are those of the run, unless D is another data set of as many classes. OUT.npy
+holds the classes that the soft vote names, [N] int32, in the order of the data.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from disguide_jax.errors import exit_status
+from disguide_jax.run import copies
+
+
+def main() -> None:
+    """Prints what the command line asks for."""
+    usage = __doc__.split("usage: ")[1].split("\n\n")[0]
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path)
+    parser.add_argument("--dataset", default="")
+    parser.add_argument("--data_dir", default="")
+    parser.add_argument("--predictions", default="", metavar="OUT.npy")
+    args = parser.parse_args()
+    print(copies.report(args.workdir, args.dataset, args.data_dir, args.predictions))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -569,12 +569,26 @@ def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(monkeypatch, value
 
 
 @pytest.mark.parametrize(
-    "address", ["http://me:hunter2@localhost/", "https://hunter2@localhost/", "http://a:hunter2/@b"]
+    "address",
+    [
+        "http://me:hunter2@localhost/",
+        "https://hunter2@localhost/",
+        "http://a:hunter2/@b",
+        "http://localhost/predict?key=hunter2",
+        "http://localhost/predict?v=1&api-key=hunter2",
+        "http://localhost/predict?Access_Token=hunter2",
+        "http://localhost/predict?sig=hunter2",
+    ],
 )
-def test_a_password_in_the_address_is_refused_and_not_shown(address):
+def test_a_secret_in_the_address_is_refused_and_not_shown(address):
     with pytest.raises(UserError, match="endpoint") as raised:
         Service(VictimConfig(endpoint=address), SOFT)
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("query", ["version=2", "monkey=1", "design=a", "decode=png"])
+def test_other_parameters_of_an_address_are_kept(query):
+    Service(VictimConfig(endpoint=f"http://localhost/predict?{query}"), SOFT)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,10 @@ MOST_BYTES = 64 * 2**20  # of a response
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before an attempt is repeated, doubled each time
 LONGEST_RETRY_AFTER = 120.0  # seconds that a service may tell us to wait
 KEEP_ALIVE = 3.0  # seconds; servers hang up after 5 and more, and who asks just then fails
+SECRET = re.compile(  # names of parameters
+    r"(.*[_-])?(api)?(code|credential|key|passwd|password|secret|sig|signature|token)",
+    re.IGNORECASE,
+)
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -313,15 +318,17 @@ def _host(address: str) -> str:
     """The host of a service's address.
 
     Raises:
-      UserError: it is no address, or one with a password, which is not shown.
+      UserError: it is no address, or one with a secret, which is not shown.
     """
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL:
         url = httpx.URL()
-    if url.userinfo:
+    secrets = [name for name in url.params if SECRET.fullmatch(name)]
+    if url.userinfo or secrets:
+        found = f"a parameter {secrets[0]!r}" if secrets else "a user or password"
         raise UserError(
-            "config.victim.endpoint has a user or password in it, which would be saved with the "
+            f"config.victim.endpoint has {found} in it, which would be saved with the "
             "configuration: leave it out, and let config.victim.token_env name a variable"
         )
     if url.scheme not in ("http", "https") or not url.host or (url.port or 0) >= 2**16:

@@ -3,10 +3,11 @@
 usage: python scripts/convert_victim.py IN.pt OUT.safetensors [--mean M [M M] --std S [S S]]
            [--test_accuracy A]
 
-IN is a state dict or a checkpoint with one, saved by torch.save in any version, or
-safetensors. The architecture is recognised; what does not fit it is named. OUT keeps what is
-known besides: the mean and standard deviation of pixels in [0, 1] that the classifier was
-trained with, per channel, and its accuracy, a fraction, on the test images.
+IN is a state dict, a checkpoint with one or a whole network, saved by torch.save in any
+version, or safetensors; nothing in it is run. The architecture is recognised; what does not
+fit it, and what was left out, is named. OUT keeps what is known besides: the mean and standard
+deviation of pixels in [0, 1] that the classifier was trained with, per channel, and its
+accuracy, a fraction, on the test images.
 """
 
 import argparse

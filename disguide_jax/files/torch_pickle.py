@@ -1,53 +1,55 @@
 """PyTorch's own formats of weights, read without PyTorch. A pickle cannot make it run anything.
 
-Both hold a pickle in which a tensor is a view of a storage, and the storages apart from it:
-as members of a zip archive, or, before PyTorch 1.6, one after the other behind the pickle.
+All hold a pickle in which a tensor is a view of a storage, and the storages apart from it: as
+members of a zip archive, or, before PyTorch 1.6, one after the other behind the pickle, or, up
+to 0.1.10, as members of a tar archive.
 """
 
 import functools
 import io
-import pickle
-import pickletools
+import sys
+import tarfile
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-STORAGES = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
+from disguide_jax.files import inert
+from disguide_jax.files.state_dicts import DTYPES, Storage, Tensor, find
+
+STORAGES = {  # of elements; those of quantised tensors are skipped by their size
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "QInt8Storage": "int8",
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
+    "QUInt4x2Storage": "uint8",
+    "QUInt2x4Storage": "uint8",
 }
-DTYPES = {dtype.name for dtype in STORAGES.values()}  # PyTorch has the same names
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-class _Storage(NamedTuple):
-    key: str
-    kind: str  # a key of STORAGES
-    size: int  # in elements
+class Read(NamedTuple):
+    """Weights out of a file."""
+
+    arrays: dict[str, np.ndarray]  # by PyTorch's names
+    notes: list[str]  # sentences on what was chosen
 
 
-class _Tensor(NamedTuple):
-    storage: _Storage
-    offset: int  # in elements
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in elements
-
-
-def read_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    """The state dict in an archive, by PyTorch's names.
+def read_zip(archive: zipfile.ZipFile) -> Read:
+    """The state dict in an archive.
 
     Raises:
       Exception: it is damaged or malicious; damage can raise nearly any kind.
@@ -56,113 +58,155 @@ def read_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     if len(pickles) != 1:
         raise ValueError("it is a zip archive, but not one that torch.save has written")
     root = pickles[0].removesuffix("data.pkl")
-    checkpoint = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load_checked()
-    return _arrays(checkpoint, lambda storage: archive.read(f"{root}data/{storage.key}"))
-
-
-def read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
-    """The state dict in a file of before PyTorch 1.6. Raises as `read_zip` does."""
-    if _Unpickler(file).load_checked() != LEGACY_MAGIC:
-        raise ValueError("it is a pickle, but not one that torch.save has written")
-    for _ in ("version of the format", "system"):
-        _Unpickler(file).load_checked()
-    unpickler = _Unpickler(file)
+    order = "little"
+    if f"{root}byteorder" in archive.namelist():
+        order = archive.read(f"{root}byteorder").decode()
+    unpickler = inert.Unpickler(io.BytesIO(archive.read(pickles[0])), _stored)
     checkpoint = unpickler.load_checked()
-    content = {}
-    keys = _Unpickler(file).load_checked()
+    return _read(checkpoint, lambda key: archive.read(f"{root}data/{key}"), order)
+
+
+def read_legacy(file: BinaryIO) -> Read:
+    """The state dict in a file of before PyTorch 1.6. Raises as `read_zip` does."""
+    if inert.Unpickler(file).load_checked() != LEGACY_MAGIC:
+        raise ValueError(
+            "it is a pickle, but not one that torch.save has written. Save the weights by "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    for _ in ("version of the format", "system"):
+        inert.Unpickler(file).load_checked()
+    storages: dict[str, Storage] = {}
+
+    def stored(saved_id: object) -> object:
+        found = _stored(saved_id)
+        if isinstance(found, Storage):
+            storages[found.key] = found
+            match saved_id:
+                case (*_, (_, int(offset), int(size))):  # a part of it
+                    return found._replace(offset=offset, size=size)
+        return found
+
+    checkpoint = inert.Unpickler(file, stored).load_checked()
+    keys = inert.Unpickler(file).load_checked()
     if not isinstance(keys, list):
         raise ValueError("its pickle does not list the storages")
-    for key in keys:
-        storage = unpickler.storages[key]
+    content = {key: _content(file, storages[key]) for key in keys}
+    return _read(checkpoint, content.__getitem__)
+
+
+def read_tar(archive: tarfile.TarFile) -> Read:
+    """The state dict in a file of PyTorch up to 0.1.10. Raises as `read_zip` does."""
+    file = _member(archive, "storages")
+    storages: dict[object, Storage] = {}
+    content = {}
+    for _ in range(_number(file)):
+        key, _device, kind = _triple(file)
         size = int.from_bytes(file.read(8), "little")
-        if size != storage.size:
-            raise ValueError(f"storage {key} has {size} elements instead of {storage.size}")
-        content[key] = file.read(size * STORAGES[storage.kind].itemsize)
-    return _arrays(checkpoint, lambda storage: content[storage.key])
+        storages[key] = _storage(kind, str(key), size)
+        content[str(key)] = file.read(size * _itemsize(storages[key]))
+    views: Any = inert.Unpickler(file).load_checked()
+    for key, root, offset, size in views:
+        storages[key] = storages[root]._replace(offset=offset, size=size)
+
+    file = _member(archive, "tensors")
+    tensors = {}
+    for _ in range(_number(file)):
+        key, root, _kind = _triple(file)
+        # The number of dimensions is an int32 in eight bytes, of which four are arbitrary.
+        num = int.from_bytes(file.read(8)[:4], "little")
+        numbers = np.frombuffer(file.read(8 * (2 * num + 1)), "<i8").tolist()
+        shape, strides, offset = numbers[:num], numbers[num:-1], numbers[-1]
+        dtype = storages[root].dtype
+        if dtype is not None:
+            tensors[key] = Tensor(storages[root], dtype, offset, tuple(shape), tuple(strides))
+
+    def stored(saved_id: Any) -> object:
+        return saved_id[0] if isinstance(saved_id, tuple) else tensors[int(saved_id)]
+
+    checkpoint = inert.Unpickler(_member(archive, "pickle"), stored).load_checked()
+    return _read(checkpoint, content.__getitem__)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers, `_Storage` and `_Tensor`, and calls nothing else.
-
-    A pickle can set attributes of whatever it gets hold of. So that is either immutable or
-    made for it alone.
-    """
-
-    def __init__(self, file: BinaryIO):
-        super().__init__(file)
-        self.file = file
-        self.storages: dict[str, _Storage] = {}
-
-    def load_checked(self) -> object:
-        start = self.file.tell()
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(self.file)):
-            # For a damaged index of 2^32 Python would write 64 GB of pointers.
-            if opcode.name.endswith("PUT") and isinstance(arg, int) and arg > count:
-                raise ValueError(f"its pickle numbers an object {arg}")
-        self.file.seek(start)
-        return self.load()
-
-    def find_class(self, module: str, name: str) -> object:
-        match module, name:
-            case "collections", "OrderedDict":
-                return OrderedDict
-            case "collections", "Counter":  # in the state of learning rate schedules
-                return dict
-            case "torch", _ if name in STORAGES or name in DTYPES:
-                return name
-            case "torch._utils", "_rebuild_tensor_v2":
-                return lambda storage, offset, shape, strides, requires_grad, hooks: _Tensor(
-                    storage, offset, shape, strides
-                )
-            case "torch._utils", "_rebuild_parameter":
-                return lambda tensor, requires_grad, hooks: tensor
-        raise ValueError(
-            f"it asks for {module}.{name}, which is refused. If you trust the file, load it in "
-            f"PyTorch and save the weights alone: torch.save(model.state_dict(), FILE)."
-        )
-
-    def persistent_load(self, saved_id: tuple[Any, ...]) -> _Storage:
-        # The location is a device. Only the legacy format has a view, and it is always None.
-        _, kind, key, _location, size, *view = saved_id
-        if saved_id[0] != "storage" or kind not in STORAGES or any(view):
-            raise ValueError("its pickle names an unknown kind of storage")
-        self.storages[key] = _Storage(key, kind, size)
-        return self.storages[key]
+def _member(archive: tarfile.TarFile, name: str) -> BinaryIO:
+    file = archive.extractfile(name) if name in archive.getnames() else None
+    if file is None:
+        raise ValueError("it is a tar archive, but not one that torch.save has written")
+    return io.BytesIO(file.read())
 
 
-def _arrays(checkpoint: object, content: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
-    """The state dict in a checkpoint, given the bytes of storages."""
+def _number(file: BinaryIO) -> int:
+    number = inert.Unpickler(file).load_checked()
+    if not isinstance(number, int):
+        raise ValueError("its pickle does not count what follows")
+    return number
+
+
+def _triple(file: BinaryIO) -> tuple[Any, Any, Any]:
+    match inert.Unpickler(file).load_checked():
+        case (first, second, third):
+            return first, second, third
+    raise ValueError("its pickle does not describe what follows")
+
+
+def _stored(saved_id: object) -> object:
+    """What a pickle says is kept apart: a storage, without its content."""
+    match saved_id:
+        case "module", kind, _source_file, _source:
+            return kind
+        case "storage", kind, str(key), _device, int(size), *_part:
+            return _storage(kind, key, size)
+    raise ValueError("its pickle keeps something elsewhere that is no storage")
+
+
+def _storage(kind: object, key: str, size: int) -> Storage:
+    name = inert.kind(kind).rpartition(".")[2]
+    if name not in STORAGES and name != "UntypedStorage":
+        raise ValueError(f"its pickle names an unknown kind of storage, {inert.kind(kind)}")
+    return Storage(key, DTYPES[STORAGES[name]] if name in STORAGES else None, size)
+
+
+def _content(file: BinaryIO, storage: Storage) -> bytes:
+    """The next storage of a file, behind its size."""
+    size = int.from_bytes(file.read(8), "little")
+    if size != storage.size:
+        raise ValueError(f"storage {storage.key} has {size} elements instead of {storage.size}")
+    return file.read(size * _itemsize(storage))
+
+
+def _itemsize(storage: Storage) -> int:
+    return storage.dtype.itemsize if storage.dtype else 1
+
+
+def _read(checkpoint: object, content: Callable[[str], bytes], order: str = "little") -> Read:
+    """The state dict in a checkpoint, given the bytes of storages in an order."""
+    tensors, notes = find(checkpoint)
 
     @functools.cache  # tensors share storages
-    def elements(storage: _Storage) -> np.ndarray:
-        data, dtype = content(storage), STORAGES[storage.kind]
-        if len(data) != storage.size * dtype.itemsize:
+    def elements(storage: Storage, dtype: np.dtype) -> np.ndarray:
+        if storage.data is not None:
+            return np.frombuffer(storage.data, dtype)
+        data, itemsize = content(storage.key), _itemsize(storage)
+        start, end = itemsize * storage.offset, itemsize * (storage.offset + storage.size)
+        if not 0 <= start <= end <= len(data):
             raise ValueError(f"storage {storage.key} is not whole")
+        data = data[start:end]
+        if order != sys.byteorder:
+            width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+            data = np.frombuffer(data, f"u{width}").byteswap().tobytes()
         return np.frombuffer(data, dtype)
 
-    return {
-        name: _strided(elements(tensor.storage), tensor)
-        for name, tensor in _state_dict_in(checkpoint).items()
+    arrays = {
+        name: _strided(elements(tensor.storage, tensor.dtype), tensor)
+        for name, tensor in tensors.items()
     }
+    return Read(arrays, notes)
 
 
-def _state_dict_in(checkpoint: object) -> dict[str, _Tensor]:
-    if not isinstance(checkpoint, dict):
-        raise ValueError("it does not hold a dict of tensors")
-    for key in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(checkpoint.get(key), dict):
-            return _state_dict_in(checkpoint[key])
-    tensors = {name: value for name, value in checkpoint.items() if isinstance(value, _Tensor)}
-    if not tensors:
-        raise ValueError(f"it holds no tensors but the keys {list(map(str, checkpoint))}"[:200])
-    return tensors
-
-
-def _strided(elements: np.ndarray, tensor: _Tensor) -> np.ndarray:
+def _strided(elements: np.ndarray, tensor: Tensor) -> np.ndarray:
     """A copy of the part of a flat array that a tensor is."""
-    _, offset, shape, strides = tensor
+    _, _, offset, shape, strides = tensor
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if min(offset, *shape, *strides, 0) < 0 or (0 not in shape and last >= len(elements)):
         raise ValueError(f"a tensor {list(shape)} reaches outside its storage")
     in_bytes = tuple(step * elements.itemsize for step in strides)
-    return np.lib.stride_tricks.as_strided(elements[offset:], shape, in_bytes).copy()
+    return np.ndarray(shape, elements.dtype, elements[offset:], strides=in_bytes).copy()

@@ -20,6 +20,7 @@ import math
 import os
 import pathlib
 import re
+import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -31,7 +32,7 @@ import safetensors.numpy
 
 from disguide_jax.core.types import Variables
 from disguide_jax.errors import UserError
-from disguide_jax.files import atomic, torch_pickle
+from disguide_jax.files import atomic, torch_pickle, wrappers
 
 StateDict = dict[str, np.ndarray]
 StrPath = str | os.PathLike[str]
@@ -228,44 +229,64 @@ def _with_sorted_header(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
+class Weights(NamedTuple):
+    """What a file of weights holds."""
+
+    state_dict: StateDict
+    metadata: dict[str, str]  # of safetensors, and mean and std of a layer that normalises
+    notes: list[str]  # sentences on what was chosen and what left out
+
+
 def load_metadata(path: StrPath) -> dict[str, str]:
-    """What a safetensors file says about itself; {} for every other format.
+    """What a file says about itself; of formats without metadata, mean and std at most.
 
     Raises:
       UserError: it is absent or damaged.
     """
-    path = pathlib.Path(path)
-    with _user_errors(path):
-        if _sniff(path) != "safetensors":
-            return {}
-        with safetensors.safe_open(path, "np") as file:
-            return file.metadata() or {}
+    return load(path).metadata
 
 
 def load_state_dict(path: StrPath) -> StateDict:
-    """Reads safetensors and what `torch.save` writes, in its zip and its legacy format.
+    """The state dict of `load`."""
+    return load(path).state_dict
 
-    Of a checkpoint it returns the state dict within, without the prefixes of wrappers and
-    with one spelling for what CIFAR ResNets call either `shortcut` or `downsample`, and
-    `linear` or `fc`. A pickle cannot make it run anything.
+
+def load(path: StrPath) -> Weights:
+    """Reads safetensors and what `torch.save` writes, in its zip, legacy and tar formats.
+
+    Of a checkpoint it returns the state dict within, whatever lies beside it, without the
+    prefixes of wrappers and with one spelling for what CIFAR ResNets call either `shortcut` or
+    `downsample`, and `linear` or `fc`. A pickle cannot make it run anything.
 
     Raises:
       UserError: the file is absent, damaged or malicious, or holds no weights.
     """
     path = pathlib.Path(path)
+    notes: list[str] = []
+    metadata: dict[str, str] = {}
     with _user_errors(path):
         match _sniff(path):
             case "safetensors":
                 arrays = safetensors.numpy.load_file(path)
+                with safetensors.safe_open(path, "np") as file:
+                    metadata = file.metadata() or {}
             case "zip":
                 with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-                    arrays = torch_pickle.read_zip(archive)
+                    arrays, notes = torch_pickle.read_zip(archive)
             case "legacy":
                 with path.open("rb") as file:
-                    arrays = torch_pickle.read_legacy(file)
+                    arrays, notes = torch_pickle.read_legacy(file)
+            case "tar":
+                with tarfile.open(path, "r:") as archive:
+                    arrays, notes = torch_pickle.read_tar(archive)
         if not arrays:
             raise ValueError("it holds no tensors")
-    return _with_our_names(arrays)
+    if "model" in metadata:  # this project wrote it
+        return Weights(arrays, metadata, notes)
+    unwrapped = wrappers.unwrap(arrays)
+    said = {name: json.dumps(values) for name, values in unwrapped.normalisation.items()}
+    notes += unwrapped.notes
+    return Weights(_with_our_names(unwrapped.arrays), said | metadata, notes)
 
 
 @contextlib.contextmanager
@@ -283,20 +304,19 @@ def _user_errors(path: pathlib.Path) -> Iterator[None]:
 
 def _sniff(path: pathlib.Path) -> str:
     with path.open("rb") as file:
-        head = file.read(24)
+        head = file.read(512)
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     if head[8:9] == b"{":  # after the length of the header
         return "safetensors"
     if head.startswith(b"\x80"):  # a pickle
         return "legacy"
-    raise ValueError(f"it begins with {head!r}" if head else "it is empty")
+    if head[257:262] == b"ustar":
+        return "tar"
+    raise ValueError(f"it begins with {head[:24]!r}" if head else "it is empty")
 
 
 def _with_our_names(arrays: StateDict) -> StateDict:
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # torch.compile, DataParallel
-        if all(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     if "layer1.0.conv1.weight" not in arrays:
         return arrays
     return {

@@ -182,6 +182,7 @@ def normalisation(
     for name in ("mean", "std"):
         configured, usual = getattr(config, name), getattr(info, name)
         said = tuple(json.loads(recorded[name])) if name in recorded else ()
+        said *= info.channels if len(said) == 1 else 1  # one value is that of every channel
         if said and configured and not np.allclose(said, configured, atol=1e-4):
             raise UserError(
                 f"config.victim.{name} is {configured}, but {config.weights} says that it was "
@@ -227,22 +228,24 @@ def convert_victim(source: pathlib.Path, target: pathlib.Path, **known: object) 
       **known: of mean, std and test_accuracy what its owner knows; the file keeps it.
 
     Returns:
-      What they are, in two lines.
+      What they are, in two lines, and a line on each thing that was left out or taken off.
 
     Raises:
       UserError: `target` exists, or `source` is no classifier's weights.
     """
     if target.exists():
         raise UserError(f"{target} exists; remove it, or name another file")
-    state_dict = weights.load_state_dict(source)
-    found = weights.recognise(state_dict, str(source))
+    state_dict, recorded, notes = weights.load(source)
+    where = f"{source} ({'; '.join(notes)})" if notes else str(source)
+    found = weights.recognise(state_dict, where)
     size = found.size or datasets.IMAGE_SIZE  # of those that take all sizes, any will do
     net = models.make_classifier(**found._replace(size=size)._asdict())
     template = jax.eval_shape(lambda: net.init(jax.random.key(0)))
-    weights.fit(state_dict, template, str(source))
+    weights.fit(state_dict, template, where)
     # The file keeps the dtypes of its source; they are cast when a victim is loaded.
     state_dict = weights.to_state_dict(weights.to_variables(state_dict))
     metadata = {"model": found.model, "width": str(found.width), "converted_from": source.name}
+    metadata |= {name: recorded[name] for name in ("mean", "std") if name in recorded}
     metadata |= {name: json.dumps(value) for name, value in known.items()}
     weights.save_state_dict(target, state_dict, metadata)
 
@@ -252,4 +255,5 @@ def convert_victim(source: pathlib.Path, target: pathlib.Path, **known: object) 
         + (f"{found.size}x{found.size} pixels, " if found.size else "")
         + f"{found.num_classes} classes, {num_params:,} parameters"
         f"\n{target}: {len(state_dict)} tensors, {target.stat().st_size:,} bytes"
+        + "".join(f"\n{source}: {note}" for note in notes)
     )

@@ -98,7 +98,7 @@ def _read_archive(path: pathlib.Path, folder: str, files: tuple[str, ...]) -> di
     contents: dict[str, bytes] = {}
     with path.open("rb") as opened:
         try:
-            with tarfile.open(fileobj=opened, mode="r:*") as archive:
+            with tarfile.open(fileobj=opened, mode="r:gz") as archive:
                 for member in archive:  # in its order, as going back would unzip it all again
                     parent, _, file = member.name.removeprefix("./").rpartition("/")
                     if parent != folder or file not in files or not member.isreg():
@@ -188,7 +188,7 @@ class _Array:
         self.state = state[1:]  # without the version of the format
 
     def content(self) -> np.ndarray:
-        """The array.
+        """The array that it describes.
 
         Raises:
           Exception: it is no array of bytes, or not whole.

@@ -297,7 +297,7 @@ def _checked(arrays: Arrays, where: str, info: Info, num_images: int | None) -> 
     check(
         len(images) == len(labels) == wanted,
         f"there are {len(images):,} images and {len(labels):,} labels, and there must be "
-        f"{wanted:,} of each: it is incomplete",
+        f"{wanted:,} of each" + (": it is incomplete" if len(images) < wanted else ""),
     )
     check(
         labels.min() >= 0 and labels.max() < info.num_classes,

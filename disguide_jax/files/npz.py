@@ -8,13 +8,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from disguide_jax.errors import UserError
+from disguide_jax.files import made
 from disguide_jax.files.places import Arrays, Facts, is_folder, is_there, root
 
 IN_WORDS = "train_images, train_labels, test_images, test_labels and classes"
 
 
 def find(name: str, data_dir: str) -> pathlib.Path | None:
-    """DATA_DIR/NAME.npz, or DATA_DIR itself where that is an .npz, or None."""
+    """DATA_DIR/NAME.npz, or DATA_DIR itself where that is an .npz, or None.
+
+    Data sets that are always at hand are not sought in an .npz of another name.
+    """
     path = _path_of(name, data_dir)
     return path if is_there(path) else None
 
@@ -55,7 +59,8 @@ def load(place: pathlib.Path, name: str, split: str) -> Arrays:
 
 def _path_of(name: str, data_dir: str) -> pathlib.Path:
     here = root(data_dir)
-    return here if here.suffix == ".npz" and not is_folder(here) else here / f"{name}.npz"
+    itself = here.suffix == ".npz" and not is_folder(here) and name not in made.NAMES
+    return here if itself else here / f"{name}.npz"
 
 
 def read(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:

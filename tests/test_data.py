@@ -383,6 +383,20 @@ def test_a_tfds_directory_is_found_in_the_default_place(data_dir, monkeypatch):
     assert len(datasets.load("cifar10", "test").images) == NUM_TEST
 
 
+def test_the_folders_of_tfds_themselves_are_places_and_the_newest_version_is_read(data_dir):
+    (folder,) = data_dir.glob("cifar10/*")
+    for place in (data_dir / "cifar10", folder):
+        assert len(datasets.load("cifar10", "test", str(place)).images) == NUM_TEST
+    for name in ("3.0.10", "3.0.9", "incomplete.ABC_4.0.0"):
+        (data_dir / "cifar10" / name).mkdir()
+    assert tfds.find("cifar10", str(data_dir)) == data_dir / "cifar10/3.0.10"
+    folder.rename(data_dir / "elsewhere")
+    (data_dir / "cifar10/3.0.10").rmdir()
+    (data_dir / "elsewhere").rename(data_dir / "cifar10/2.9.0")  # older than TFDS's own
+    (data_dir / "cifar10/3.0.9").rmdir()
+    assert len(datasets.load("cifar10", "test", str(data_dir)).images) == NUM_TEST
+
+
 def test_an_npz_comes_before_a_tfds_directory(data_dir):
     other = arrays(32, 32, 3, seed=1)
     np.savez(data_dir / "cifar10.npz", **other)

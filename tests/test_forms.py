@@ -177,6 +177,7 @@ DAMAGED = {
     "cut": (WHOLE[:-1000], "damaged"),
     "text": (b"<!DOCTYPE html>", "damaged"),
     "huge number": (b"\x80\x02Nr\xff\xff\xff\xff.", "numbers an object"),
+    "deep tuples": (b"\x80\x02}N" + b"\x85" * 200_000 + b"Ns.", "200,000 tuples"),
     "list": (pickle.dumps([1, 2]), "holds no dict"),
     "no data": (pickle.dumps({"labels": [1]}), "no array of data"),
     "no labels": (held(labels=None), "no list of labels"),

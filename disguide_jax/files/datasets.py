@@ -28,6 +28,7 @@ read is an .npz, which `scripts/prepare_data.py` makes of any other.
 import contextlib
 import hashlib
 import pathlib
+import shlex
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -181,7 +182,7 @@ def prepare(name: str, data_dir: str, target: pathlib.Path, splits: tuple[str, .
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
     numbers = " and ".join(f"{len(arrays[f'{split}_labels']):,} {split}" for split in splits)
-    return f"{target}: {numbers} images of {name}; use it with --config.data_dir={target}"
+    return f"{target}: {numbers} images of {name}; use it with --config.data_dir={shlex.quote(str(target))}"
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ import pickle
 import pickletools
 from typing import BinaryIO
 
+MOST_TUPLES = 100_000  # a million, one in the other, overflow Python's stack where it hashes them
+
 
 class InertUnpickler(pickle.Unpickler):
     """Refuses every name that a pickle asks for, unless a subclass has something inert for it.
@@ -22,11 +24,14 @@ class InertUnpickler(pickle.Unpickler):
         Raises:
           Exception: it is damaged or malicious; damage can raise nearly any kind.
         """
-        start = self.file.tell()
+        start, tuples = self.file.tell(), 0
         for count, (opcode, arg, _) in enumerate(pickletools.genops(self.file)):
             # For a damaged index of 2^32 Python would write 64 GB of pointers.
             if opcode.name.endswith("PUT") and isinstance(arg, int) and arg > count:
                 raise ValueError(f"its pickle numbers an object {arg}")
+            tuples += opcode.name.startswith("TUPLE")
+        if tuples > MOST_TUPLES:
+            raise ValueError(f"its pickle has {tuples:,} tuples")
         self.file.seek(start)
         return self.load()
 

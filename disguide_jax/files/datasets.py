@@ -182,7 +182,8 @@ def prepare(name: str, data_dir: str, target: pathlib.Path, splits: tuple[str, .
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
     numbers = " and ".join(f"{len(arrays[f'{split}_labels']):,} {split}" for split in splits)
-    return f"{target}: {numbers} images of {name}; use it with --config.data_dir={shlex.quote(str(target))}"
+    use = f"--config.data_dir={shlex.quote(str(target))}"
+    return f"{target}: {numbers} images of {name}; use it with {use}"
 
 
 @contextlib.contextmanager

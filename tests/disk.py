@@ -57,9 +57,9 @@ def write_idx(folder: pathlib.Path, written: dict[str, np.ndarray], *, suffix: s
             (folder / f"{prefix}-{kind}-idx{array.ndim}-ubyte{suffix}").write_bytes(content)
 
 
-def batch(images: np.ndarray, labels: np.ndarray, key: str = "labels", protocol: int = 2) -> bytes:
+def batch(images, labels, key: str = "labels", protocol: int = 2, order: str = "C") -> bytes:
     """A file of CIFAR, as NumPy 2 writes it."""
-    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
+    planes = np.array(images.transpose(0, 3, 1, 2).reshape(len(images), -1), order=order)
     held = {"batch_label": b"a batch", key: labels.tolist(), "data": planes}
     held["filenames"] = [b"%d.png" % i for i in range(len(images))]
     return pickle.dumps(held, protocol)

@@ -91,9 +91,10 @@ def test_cifar_is_read_from_the_root_the_folder_and_the_archive(tmp_path, monkey
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_batch_that_numpy_2_has_written_is_read_in_every_protocol(cifar, protocol):
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_batch_that_numpy_2_has_written_is_read_in_every_protocol(cifar, protocol, order):
     written = arrays(32, 32, 3, seed=1)
-    content = batch(written["test_images"], written["test_labels"], protocol=protocol)
+    content = batch(written["test_images"], written["test_labels"], protocol=protocol, order=order)
     (cifar / "cifar-10-batches-py/test_batch").write_bytes(content)
     check("cifar10", cifar, arrays(32, 32, 3) | {k: written[k] for k in written if "test" in k})
 

@@ -41,6 +41,11 @@ OF_ENDPOINTS = (
     "victim.authorised_by",
 )
 
+DATA_DIR = (
+    "where the data set lies: torchvision's folder, a folder of images by class, an .npz or TFDS's "
+    "folder; ~ is the home, empty the current folder"
+)
+
 
 def _is_file_name(name: str) -> bool:
     return bool(name) and "/" not in name
@@ -97,7 +102,7 @@ class Config:
     num_clones: int = setting(
         2, "networks that are trained; disguide needs 2, dual_students has 2", least=1
     )
-    data_dir: str = setting("", "where DATASET.npz or the prepared TFDS data set lies", resume=True)
+    data_dir: str = setting("", DATA_DIR, resume=True)
     victim: VictimConfig = dataclasses.field(default_factory=VictimConfig)
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
     clones: ClonesConfig = dataclasses.field(default_factory=ClonesConfig)
@@ -145,7 +150,7 @@ class VictimTrainingConfig:
     model: str = setting(REQUIRED, "resnet18_8x, resnet34_8x, lenet5 or lenet5_half")
     width: int = setting(0, "0 is the model's usual one", least=0, auto=True)
     seed: int = setting(0, "of all random numbers", least=0, most=MAX_SEED)
-    data_dir: str = setting("", "where DATASET.npz or the prepared TFDS data set lies", resume=True)
+    data_dir: str = setting("", DATA_DIR, resume=True)
     output: str = setting(
         "",
         "where the weights go; empty is victims/DATASET-MODEL.safetensors",

@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True, help="safetensors, .pt or .pth")
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--data_dir", default="", help="of DATASET.npz or the TFDS data set")
+    parser.add_argument("--data_dir", default="", help="where the data set lies, in any form")
     for name in ("--mean", "--std"):
         parser.add_argument(
             name, type=float, nargs="+", default=(), help="of pixels in [0, 1], per channel"

@@ -37,7 +37,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", default=[], metavar="CONFIG", help="such as c10_hard")
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("results"))
     parser.add_argument("--workdirs", type=pathlib.Path, default=pathlib.Path("runs"))
-    parser.add_argument("--data_dir", default="", help="where cifar10.npz or TFDS's data sets lie")
+    parser.add_argument("--data_dir", default="", help="where the data sets lie")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
     sys.exit(exit_status(lambda: reproduce(**vars(parser.parse_args()))))

@@ -24,7 +24,7 @@ def main() -> None:
     add = parser.add_argument
     add("--weights", required=True, help="safetensors, .pt, .pth or embedded:NAME")
     add("--dataset", required=True, help="whose classes, channels and normalisation it has")
-    add("--data_dir", default="", help="of DATASET.npz, for a data set of your own")
+    add("--data_dir", default="", help="where a data set of your own lies")
     add("--host", default="127.0.0.1", help="0.0.0.0 is reached from other machines, too")
     add("--port", type=int, default=8501, help="0 is any that is free")
     add("--labels", choices=("soft", "hard"), default="soft")

@@ -1,40 +1,52 @@
 """Data sets: victims are trained on them and clones tested on them, never trained.
 
-A data set NAME is `DATA_DIR/NAME.npz` where there is such a file. Otherwise:
+A data set lies in DATA_DIR in the first of these forms in which it is there:
 
-| NAME                    | from                                                       |
-|-------------------------|------------------------------------------------------------|
-| digits                  | scikit-learn, always at hand: 8x8 scans resized to 32x32   |
-| colour_digits           | the same, each in light ink of one colour on dark paper    |
-| cifar10, cifar100, svhn | TensorFlow Datasets (TFDS), prepared in DATA_DIR           |
-| mnist, fashion_mnist    | their own files, *-ubyte or *-ubyte.gz, in DATA_DIR or a   |
-|                         | torchvision folder there; or as above. 28x28 images get a  |
-|                         | black margin of 2 pixels                                   |
-| noise10, noise100       | random pixels and labels, to try a program without data    |
+| form                     | of             | module                                             |
+|--------------------------|----------------|----------------------------------------------------|
+| NAME.npz, or DATA_DIR is | all names      | npz.py                                             |
+| such a file itself       |                |                                                    |
+| none: always at hand     | digits,        | made.py: scikit-learn's 8x8 scans resized to 32x32 |
+|                          | colour_digits, | the same, each in light ink of one colour on dark  |
+|                          | noise10 (100)  | random pixels and labels, to try a program         |
+| CIFAR's pickles, or the  | cifar10,       | cifar.py                                           |
+| .tar.gz with them        | cifar100       |                                                    |
+| *-ubyte or *-ubyte.gz    | mnist,         | idx.py: 28x28 images get a black margin of 2       |
+|                          | fashion_mnist  | pixels                                             |
+| *_32x32.mat              | svhn           | svhn.py                                            |
+| prepared by TFDS         | all of these   | tfds.py                                            |
+| NAME/test/CLASS/*.png or | all names      | folders.py                                         |
+| test/CLASS/*.png or JPEG |                |                                                    |
 
 An .npz holds `train_images` and `test_images`, uint8 [N, S, S, channels] or without the axis of
 channels; `train_labels` and `test_labels`, integers [N]; and `classes`, the names of the K classes.
 A split that nobody asks for may be absent. Under a name of one's own S is any multiple of 4 from 8
-to 224; in the table above it is 32. 28x28 images always get the margin.
+to 224; under a name in the table it is 32. 28x28 images always get the margin. The fastest form to
+read is an .npz, which `scripts/prepare_data.py` makes of any other.
 """
 
-import functools
+import contextlib
 import hashlib
-import os
 import pathlib
-from typing import NamedTuple
+import shlex
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
 from disguide_jax.errors import UserError
-from disguide_jax.files import idx, npz, tfds
-from disguide_jax.files.tfds import Arrays, Split
+from disguide_jax.files import atomic, cifar, folders, idx, made, npz, svhn, tfds
+from disguide_jax.files.places import IMAGE_SIZE, SPLITS, Arrays, Facts, is_there, root
 from disguide_jax.options import SIZES, SIZES_IN_WORDS
 
-IMAGE_SIZE = 32  # of all data sets in the table, and of what else says no size
 MARGIN = 2  # black pixels around images of 28x28
-NAMES_OF_ARRAYS = "train_images, train_labels, test_images, test_labels and classes"
+
+
+class Split(NamedTuple):
+    """Images [N, S, S, channels] uint8 and labels [N] int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
 
 
 class Info(NamedTuple):
@@ -45,6 +57,20 @@ class Info(NamedTuple):
     mean: tuple[float, ...]  # of pixels in [0, 1], per channel, for networks trained on it
     std: tuple[float, ...]
     size: int = IMAGE_SIZE  # height and width of its images
+
+
+class _Form(Protocol):
+    """A module that reads one form; `places` tells what its functions are."""
+
+    def find(self, name: str, data_dir: str) -> pathlib.Path | None: ...
+    def places(self, name: str, data_dir: str) -> list[str]: ...
+    def load(self, place: pathlib.Path, name: str, split: str) -> Arrays: ...
+
+
+class _Telling(_Form, Protocol):
+    """One whose files tell the classes."""
+
+    def describe(self, place: pathlib.Path) -> Facts: ...
 
 
 class _Known(NamedTuple):
@@ -61,52 +87,47 @@ _FASHION_MNIST = ((0.2860,), (0.3530,))
 _DIGITS = ((0.5,), (0.5,))
 _COLOUR_DIGITS = ((0.38,) * 3, (0.22,) * 3)  # of its training images
 _KNOWN = {
-    "digits": _Known(Info(10, 1, *_DIGITS), 1_297, 500),
-    "colour_digits": _Known(Info(10, 3, *_COLOUR_DIGITS), 1_297, 500),
+    "digits": _Known(Info(10, 1, *_DIGITS), *made.DIGITS.values()),
+    "colour_digits": _Known(Info(10, 3, *_COLOUR_DIGITS), *made.DIGITS.values()),
     "cifar10": _Known(Info(10, 3, *_CIFAR), 50_000, 10_000),
     "cifar100": _Known(Info(100, 3, *_CIFAR), 50_000, 10_000),
     "svhn": _Known(Info(10, 3, *_SVHN), 73_257, 26_032),
     "mnist": _Known(Info(10, 1, *_MNIST), 60_000, 10_000),
     "fashion_mnist": _Known(Info(10, 1, *_FASHION_MNIST), 60_000, 10_000),
-    "noise10": _Known(Info(10, 3, *_CIFAR), 100, 100),
-    "noise100": _Known(Info(100, 3, *_CIFAR), 100, 100),
+    "noise10": _Known(Info(10, 3, *_CIFAR), *made.NOISE.values()),
+    "noise100": _Known(Info(100, 3, *_CIFAR), *made.NOISE.values()),
 }
+_FORMS: tuple[_Form, ...] = (npz, made, cifar, idx, svhn, tfds, folders)  # the first there is read
+_TELLING: tuple[_Telling, ...] = (npz, folders)
 
 
 def describe(name: str, data_dir: str = "") -> Info:
     """Classes, channels, usual normalisation and size of images of a data set.
 
     Args:
-      name: see the table above; of an unknown name, DATA_DIR/NAME.npz tells all but the
-        normalisation, which is that of images in [-1, 1].
-      data_dir: where NAME.npz lies; "" is the current directory.
+      name: see the table above; of an unknown name its files tell all but the normalisation,
+        which is that of images in [-1, 1]. The images are not read.
+      data_dir: where it lies; "" is the current directory.
 
     Raises:
       UserError: there is no such data set, or none with such images.
     """
     if name in _KNOWN:
         return _KNOWN[name].info
-    path = npz.path_of(name, data_dir)
-    if not os.path.exists(path):
-        raise UserError(
-            f"unknown data set {name!r}: it is none of {', '.join(_KNOWN)}, and there is no file "
-            f"{path} with {NAMES_OF_ARRAYS}"
-        )
-    classes = npz.read(path, "classes")
-    shapes = npz.read_shapes(path, "test_images", "train_images")
-    if not classes or classes["classes"].ndim != 1 or not shapes:
-        raise UserError(f"{path}: it must hold {NAMES_OF_ARRAYS} (names of the classes, [K])")
-    shape = next(iter(shapes.values()))
+    facts = _facts(name, data_dir)
+    shape = facts.shape
     channels = shape[-1] if len(shape) == 4 else 1
     if channels not in (1, 3):
-        raise UserError(f"{path}: its images have {channels} channels; they must have 1 or 3")
+        raise UserError(
+            f"{facts.where}: its images have {channels} channels; they must have 1 or 3"
+        )
     if len(shape) not in (3, 4) or shape[1] != shape[2] or shape[1] not in SIZES:
         raise UserError(
-            f"{path}: the images are {list(shape)}; they must be [N, S, S, channels] or [N, S, S], "
-            f"S {SIZES_IN_WORDS}"
+            f"{facts.where}: the images are {list(shape)}; they must be [N, S, S, channels] or "
+            f"[N, S, S], S {SIZES_IN_WORDS}"
         )
     size = shape[1] + (2 * MARGIN if shape[1] == 28 else 0)
-    return Info(len(classes["classes"]), channels, (0.5,) * channels, (0.5,) * channels, size)
+    return Info(len(facts.classes), channels, (0.5,) * channels, (0.5,) * channels, size)
 
 
 def num_train_images(name: str) -> int:
@@ -120,35 +141,115 @@ def load(name: str, split: str, data_dir: str = "") -> Split:
     Args:
       name: see the table above.
       split: "train" or "test".
-      data_dir: where it lies, in any of the forms above. "" is the current directory, then
-        for Fashion-MNIST Debian's own place, then TFDS's.
+      data_dir: where it lies, in any of the forms above, or the folder of a form itself. "" is
+        the current directory, then for Fashion-MNIST Debian's own place, then TFDS's.
 
     Raises:
       UserError: the data set is absent, incomplete or damaged; says what would be right.
     """
-    if split not in ("train", "test"):
+    if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be 'train' or 'test'")
     info = describe(name, data_dir)
-    num_images = _num_images(name, split)
-    check = functools.partial(_checked, info=info, num_images=num_images)
-    path = npz.path_of(name, data_dir)
-    if os.path.exists(path):
-        return check(_load_npz(path, split), f"{path}, {split} split")
-    if name == "digits":
-        return check(_load_digits(split), name)
-    if name == "colour_digits":
-        images, labels = _load_digits(split)
-        return check((_colour(images, split), labels), name)
-    if name.startswith("noise") and num_images is not None:
-        rng = np.random.default_rng(["train", "test"].index(split))
-        shape = (num_images, IMAGE_SIZE, IMAGE_SIZE, info.channels)
-        images = rng.integers(0, 256, shape, np.uint8)
-        return check((images, rng.integers(0, info.num_classes, num_images)), name)
-    folder = idx.find(name, data_dir)
-    if folder:
-        return check(idx.load(folder, split), f"{folder}, {split} split")
-    places = [f"{path} with {NAMES_OF_ARRAYS}", *idx.places(name, data_dir)]
-    return tfds.load(name, split, data_dir, check, places)
+    place, arrays = _read(name, split, data_dir)
+    return _checked(arrays, f"{place}, {split} split", info, _num_images(name, split))
+
+
+def prepare(name: str, data_dir: str, target: pathlib.Path, splits: tuple[str, ...]) -> str:
+    """Writes a data set as one .npz, which is fast to read; says so.
+
+    Args:
+      name: see the table above.
+      data_dir: where it lies, in any form.
+      target: a file NAME.npz. One that is there is replaced.
+      splits: "train", "test" or both.
+
+    Raises:
+      UserError: the data set cannot be read, or the file cannot be written.
+    """
+    if target.suffix != ".npz":
+        raise UserError(f"{target}: its name must end with .npz, to be found")
+    if name in _KNOWN:  # whose classes have no names here
+        classes = tuple(map(str, range(_KNOWN[name].info.num_classes)))
+    else:
+        classes = _facts(name, data_dir).classes
+    arrays: dict[str, np.ndarray] = {"classes": np.array(classes)}
+    for split in splits:
+        images, labels = load(name, split, data_dir)
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    try:
+        with atomic.replacing(target) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # as none is called allow_pickle
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+    numbers = " and ".join(f"{len(arrays[f'{split}_labels']):,} {split}" for split in splits)
+    use = f"--config.data_dir={shlex.quote(str(target))}"
+    return f"{target}: {numbers} images of {name}; use it with {use}"
+
+
+@contextlib.contextmanager
+def _reading(data_dir: str) -> Iterator[None]:
+    """Makes one message of what the disk refuses, such as permissions and links in a circle."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or data_dir or "the current directory"
+        raise UserError(f"{where}: cannot be read: {error.strerror or error}") from error
+
+
+def _find[Form: _Form](
+    forms: tuple[Form, ...], name: str, data_dir: str
+) -> tuple[Form, pathlib.Path] | None:
+    """The first form in which a data set is there, and its place."""
+    places = ((form, form.find(name, data_dir)) for form in forms)
+    return next(((form, place) for form, place in places if place), None)
+
+
+def _tried(name: str, data_dir: str) -> str:
+    """Where a data set could be, a line each, and that it is not there."""
+    here = root(data_dir)
+    if here.suffix in (".npz", ".gz") and not is_there(here):
+        return f"there is no file {here}"
+    absent = "" if is_there(here) else f"there is no folder {here}, and so "
+    places = [place for form in _FORMS for place in form.places(name, data_dir)]
+    return f"{absent}there is none of" + "".join(f"\n    {place}" for place in places)
+
+
+def _facts(name: str, data_dir: str) -> Facts:
+    """What the files of a data set of one's own tell.
+
+    Raises:
+      UserError: there are none, or they are damaged.
+    """
+    with _reading(data_dir):
+        found = _find(_TELLING, name, data_dir)
+        if found is None:
+            known = f"unknown data set {name!r}: it is none of {', '.join(_KNOWN)}"
+            raise UserError(f"{known}, and {_tried(name, data_dir)}")
+        form, place = found
+        return form.describe(place)
+
+
+def _read(name: str, split: str, data_dir: str) -> tuple[pathlib.Path, Arrays]:
+    """Where a data set is, and the images and labels of a split.
+
+    Raises:
+      UserError: it is absent or damaged.
+    """
+    with _reading(data_dir):
+        found = _find(_FORMS, name, data_dir)
+        if found is None and tfds.can_prepare(name):
+            try:
+                found = tfds, tfds.prepare(name, data_dir)
+            except UserError as error:
+                raise UserError(f"{error}\n{name}: {_tried(name, data_dir)}") from error
+        if found is None:
+            raise UserError(
+                f"{name}: {_tried(name, data_dir)}\n"
+                "Make one of them, or install what TFDS needs to download it, and run again:\n"
+                "    pip install 'disguide_jax[data]'"
+            )
+        form, place = found
+        return place, form.load(place, name, split)
 
 
 def _num_images(name: str, split: str) -> int | None:
@@ -167,7 +268,7 @@ def fingerprint(split: Split) -> str:
     return digest.hexdigest()
 
 
-def _checked(arrays: Arrays, where: str, *, info: Info, num_images: int | None) -> Split:
+def _checked(arrays: Arrays, where: str, info: Info, num_images: int | None) -> Split:
     """Refuses what is not a whole split of this data set, and adds the margin to 28x28.
 
     Raises:
@@ -198,7 +299,7 @@ def _checked(arrays: Arrays, where: str, *, info: Info, num_images: int | None) 
     check(
         len(images) == len(labels) == wanted,
         f"there are {len(images):,} images and {len(labels):,} labels, and there must be "
-        f"{wanted:,} of each: it is incomplete",
+        f"{wanted:,} of each" + (": it is incomplete" if len(images) < wanted else ""),
     )
     check(
         labels.min() >= 0 and labels.max() < info.num_classes,
@@ -206,37 +307,3 @@ def _checked(arrays: Arrays, where: str, *, info: Info, num_images: int | None) 
         f"they must lie between 0 and {info.num_classes - 1}",
     )
     return Split(images, labels.astype(np.int32))
-
-
-def _load_digits(split: str) -> Arrays:
-    """1,297 training and 500 test images, divided by a fixed permutation."""
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 8x8, levels 0 to 16
-    bilinear = Image.Resampling.BILINEAR
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    images = np.stack([np.asarray(Image.fromarray(p).resize(size, bilinear)) for p in pixels])
-    order = np.random.default_rng(0).permutation(len(images))
-    num_train = _KNOWN["digits"].num_train
-    part = order[:num_train] if split == "train" else order[num_train:]
-    return images[part], digits.target[part]
-
-
-def _load_npz(path: pathlib.Path, split: str) -> Arrays:
-    names = f"{split}_images", f"{split}_labels"
-    arrays = npz.read(path, *names)
-    absent = [name for name in names if name not in arrays]
-    if absent:
-        raise UserError(
-            f"{path}: it has no {' and no '.join(absent)}, so its {split} split cannot be used"
-        )
-    return arrays[names[0]], arrays[names[1]]
-
-
-def _colour(images: np.ndarray, split: str) -> np.ndarray:
-    """[N, 32, 32, 3]: light ink on dark paper, both in colours that are always the same."""
-    rng = np.random.default_rng(["train", "test"].index(split))
-    paper = rng.integers(0, 96, (len(images), 1, 1, 3))
-    ink = rng.integers(160, 256, paper.shape)
-    return np.round(paper + images[..., None] / 255 * (ink - paper)).astype(np.uint8)

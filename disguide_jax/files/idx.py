@@ -8,16 +8,18 @@ import zlib
 import numpy as np
 
 from disguide_jax.errors import UserError
+from disguide_jax.files.places import Arrays, is_file, root
 
 FOLDERS = {  # below DATA_DIR, as torchvision has them
     "mnist": ("", "raw", "MNIST/raw", "MNIST"),
-    "fashion_mnist": ("", "raw", "FashionMNIST/raw", "FashionMNIST"),
+    "fashion_mnist": ("", "raw", "FashionMNIST/raw", "FashionMNIST", "fashion-mnist"),
 }
 SYSTEM = {  # where a package of the operating system puts them
     "fashion_mnist": pathlib.Path("/usr/share/datasets/fashion-mnist")
 }
 PACKAGES = {"fashion_mnist": "apt-get install dataset-fashion-mnist"}  # Debian's and Ubuntu's
 PREFIXES = {"train": "train", "test": "t10k"}
+NUM_AXES = {"images": 3, "labels": 1}
 UNSIGNED_BYTES = 8  # the code of their type
 
 
@@ -29,52 +31,53 @@ def find(name: str, data_dir: str) -> pathlib.Path | None:
       data_dir: where it or torchvision's folders of it are; "" is the current directory, and
         then the operating system's own place.
     """
-    root = pathlib.Path(data_dir).expanduser().absolute()
-    folders = [root / folder for folder in FOLDERS.get(name, ())]
+    folders = [root(data_dir) / folder for folder in FOLDERS.get(name, ())]
     if not data_dir and name in SYSTEM:
         folders.append(SYSTEM[name])
-    kinds = [f"{prefix}-images" for prefix in PREFIXES.values()]
-    return next((f for f in folders if any(_path(f, kind) for kind in kinds)), None)
+    return next((f for f in folders if any(_path(f, p, "images") for p in PREFIXES.values())), None)
 
 
 def places(name: str, data_dir: str) -> list[str]:
     """Where the data set could be in this format, in words; [] where there is no such data set."""
     if name not in FOLDERS:
         return []
-    place = f"its *-images-idx3-ubyte and *-labels-idx1-ubyte files in {data_dir or '.'}"
-    package = f" (on Debian and Ubuntu: {PACKAGES[name]})" if name in PACKAGES else ""
-    return [place + package]
+    folders = " or ".join(folder for folder in FOLDERS[name] if folder)
+    place = (
+        f"{root(data_dir)}/t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte and the same of train, "
+        f"gzipped (.gz) or not, or below it in {folders}"
+    )
+    return [place + (f" ({PACKAGES[name]})" if name in PACKAGES else "")]
 
 
-def load(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def load(place: pathlib.Path, name: str, split: str) -> Arrays:
     """Images [N, 28, 28] uint8 and labels [N] of a split.
 
     Raises:
       UserError: a file is absent or damaged.
+      OSError: a file cannot be read.
     """
-    images, labels = (
-        _read(folder, f"{PREFIXES[split]}-{kind}", num_axes)
-        for kind, num_axes in (("images", 3), ("labels", 1))
-    )
+    images, labels = (_read(place, PREFIXES[split], kind) for kind in NUM_AXES)
     return images, labels
 
 
-def _path(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
-    """The file of a kind such as "t10k-labels", by any of its usual names."""
-    paths = sorted(folder.glob(f"{kind}[-.]idx*-ubyte*"))
-    return next((p for p in paths if p.name.endswith(("ubyte", "ubyte.gz"))), None)
+def _path(folder: pathlib.Path, prefix: str, kind: str) -> pathlib.Path | None:
+    """The file of a kind, images or labels, by any of its usual names."""
+    names = (f"{prefix}-{kind}{dot}idx{NUM_AXES[kind]}-ubyte" for dot in "-.")
+    paths = (folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
+    return next((path for path in paths if is_file(path)), None)
 
 
-def _read(folder: pathlib.Path, kind: str, num_axes: int) -> np.ndarray:
-    path = _path(folder, kind)
+def _read(folder: pathlib.Path, prefix: str, kind: str) -> np.ndarray:
+    num_axes = NUM_AXES[kind]
+    path = _path(folder, prefix, kind)
     if path is None:
-        raise UserError(f"{folder}: there is no {kind}-idx{num_axes}-ubyte or .gz")
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
+        raise UserError(f"{folder}: there is no {prefix}-{kind}-idx{num_axes}-ubyte or .gz")
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
             content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged or unreadable: {error}") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: damaged, or not gzipped: {error}") from error
     start = 4 * (1 + num_axes)
     if not content.startswith(bytes([0, 0, UNSIGNED_BYTES, num_axes])) or len(content) < start:
         raise UserError(f"{path}: no idx file of {num_axes} axes of unsigned bytes")

@@ -10,9 +10,13 @@ run something, and its user should hear of that rather than get weights from it.
 
 import pickle
 import pickletools
+import re
 from collections.abc import Callable, Hashable, Iterable
 from typing import BinaryIO
 
+import numpy as np
+
+MOST_TUPLES = 100_000  # a million, one in the other, overflow Python's stack where it hashes them
 RUNNERS = {
     # Modules, wherever in a dotted name.
     *("os", "posix", "nt", "sys", "subprocess", "_posixsubprocess", "commands", "pty"),
@@ -89,6 +93,47 @@ def attributes(made: Object) -> dict[object, object]:
     return {k: v for part in parts if isinstance(part, dict) for k, v in part.items()}
 
 
+def array(value: object) -> np.ndarray | None:
+    """The array of numbers that a stand-in of NumPy's, of any version, would have become.
+
+    Raises:
+      Exception: its bytes are not those of its shape.
+    """
+    if not isinstance(value, Object) or not value.path.startswith("numpy."):
+        return None
+    match value.path.rpartition(".")[2], value.state, value.args:
+        case "_reconstruct", (_, tuple(shape), dtype, by_columns, data), _:
+            pass
+        case "_frombuffer", None, (data, dtype, tuple(shape), order):
+            by_columns = order == "F"
+        case _:
+            return None
+    match dtype:
+        case Object(path="numpy.dtype", args=(str(spec), *_), state=(_, order, *_)):
+            content = _content(data)
+            if content is None or not re.fullmatch(r"[biufc]\d+", spec):
+                return None
+        case _:
+            return None
+    native = np.dtype(spec)
+    numbers = np.frombuffer(content, native.newbyteorder(">" if order == ">" else "<")).astype(
+        native
+    )
+    return numbers.reshape(shape, order="F" if by_columns else "C")
+
+
+def _content(data: object) -> bytes | None:
+    """The bytes that a pickle spells in one of several ways."""
+    match data:
+        case bytes() | bytearray():
+            return bytes(data)
+        case str():  # Python 2
+            return data.encode("latin1")
+        case Object(path="_codecs.encode", args=(str(text), "latin1")):
+            return text.encode("latin1")
+    return None
+
+
 def kind(value: object) -> str:
     """What a value is, by the name that its pickle gives it: int, argparse.Namespace."""
     stands = isinstance(value, Object) or (isinstance(value, type) and issubclass(value, Object))
@@ -116,13 +161,16 @@ class Unpickler(pickle.Unpickler):
         Raises:
           Exception: it is damaged or malicious; damage can raise nearly any kind.
         """
-        start = self._file.tell()
+        start, tuples = self._file.tell(), 0
         for count, (opcode, arg, _) in enumerate(pickletools.genops(self._file)):
             # For a damaged index of 2^32 Python would write 64 GB of pointers.
             if opcode.name.endswith("PUT") and isinstance(arg, int) and arg > count:
                 raise ValueError(f"its pickle numbers an object {arg}")
             if opcode.name.startswith("EXT"):  # would be looked up in this process
                 raise ValueError("its pickle needs extensions of the program that wrote it")
+            tuples += opcode.name.startswith("TUPLE")
+        if tuples > MOST_TUPLES:
+            raise ValueError(f"its pickle has {tuples:,} tuples")
         self._file.seek(start)
         return self.load()
 

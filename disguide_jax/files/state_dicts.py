@@ -1,8 +1,6 @@
 """Finds the weights in what a pickle holds, among whatever lies beside them."""
 
-import itertools
 import math
-import operator
 import re
 from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple, TypeGuard
@@ -207,15 +205,18 @@ def _leaf(value: object) -> Tensor | Unreadable | None:
         return value
     if not isinstance(value, inert.Object):
         return None
-    return _rebuilt(value.path, value.args, value.state)
+    array = inert.array(value)
+    if array is not None:
+        storage = Storage("of an array", array.dtype, array.size, data=array.tobytes())
+        strides = tuple(step // array.itemsize for step in np.ascontiguousarray(array).strides)
+        return Tensor(storage, array.dtype, 0, array.shape, strides if array.ndim else ())
+    return _rebuilt(value.path, value.args)
 
 
-def _rebuilt(path: str, args: tuple[Any, ...], state: object) -> Tensor | Unreadable | None:
+def _rebuilt(path: str, args: tuple[Any, ...]) -> Tensor | Unreadable | None:
     package, _, function = path.rpartition(".")
     if package not in ("torch._utils", "torch._tensor"):
-        return (
-            _array(function, args, state) if package.startswith("numpy.") else _variable(path, args)
-        )
+        return _variable(path, args)
     match function, args:
         case "_rebuild_tensor" | "_rebuild_tensor_v2", (
             Storage() as of,
@@ -242,7 +243,7 @@ def _rebuilt(path: str, args: tuple[Any, ...], state: object) -> Tensor | Unread
         ):
             return _leaf(tensor)
         case "_rebuild_from_type_v2", (how, _, tuple(inner), *_):  # a tensor with attributes
-            return _rebuilt(inert.kind(how), inner, None)
+            return _rebuilt(inert.kind(how), inner)
     return Unreadable(path) if function.startswith("_rebuild") else None
 
 
@@ -251,43 +252,4 @@ def _variable(path: str, args: tuple[Any, ...]) -> Tensor | Unreadable | None:
     classes = ("torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
     if args and path in (*classes, "torch.autograd.variable.Variable"):
         return _leaf(args[0])
-    return None
-
-
-def _array(function: str, args: tuple[Any, ...], state: object) -> Tensor | None:
-    """An array of NumPy's."""
-    match function, state, args:
-        case "_reconstruct", (_, tuple(shape), dtype, fortran, data), _:
-            pass
-        case "_frombuffer", None, (data, dtype, tuple(shape), order):
-            fortran = order == "F"
-        case _:
-            return None
-    match dtype:
-        case inert.Object(path="numpy.dtype", args=(str(spec), *_), state=(_, order, *_)):
-            if not re.fullmatch(r"[biufc]\d+", spec):
-                return None
-        case _:
-            return None
-    native = np.dtype(spec)
-    content = _content(data)
-    if content is None:
-        return None
-    if order == ">":
-        content = np.frombuffer(content, native.newbyteorder(">")).astype(native).tobytes()
-    storage = Storage("of an array", native, len(content) // native.itemsize, data=content)
-    steps = itertools.accumulate(shape if fortran else shape[::-1], operator.mul, initial=1)
-    strides = tuple(steps)[: len(shape)]
-    return Tensor(storage, native, 0, shape, strides if fortran else strides[::-1])
-
-
-def _content(data: object) -> bytes | None:
-    """The bytes that a pickle spells in one of several ways."""
-    match data:
-        case bytes() | bytearray():
-            return bytes(data)
-        case str():  # Python 2
-            return data.encode("latin1")
-        case inert.Object(path="_codecs.encode", args=(str(text), "latin1")):
-            return text.encode("latin1")
     return None

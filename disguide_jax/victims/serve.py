@@ -85,7 +85,7 @@ def load(weights: str, dataset: str, data_dir: str = "") -> Model:
     Args:
       weights: the file, or embedded:NAME.
       dataset: whose images it classifies, and whose normalisation it has unless the file says.
-      data_dir: where the data set lies; only an .npz of one's own is looked into.
+      data_dir: where the data set lies; only those of one's own are looked into.
 
     Raises:
       UserError: there are no such weights or data set, or they do not fit each other.

@@ -189,6 +189,17 @@ def test_a_network_that_was_saved_whole_gives_its_weights(read):
             assert "nothing was run" in found.notes[0]
 
 
+def test_torchscript_gives_its_weights(read):
+    made = tensors(ARRAYS)
+    conv = {"training": True, "weight": made["conv.weight"], "bias": made["conv.bias"]}
+    parts = {
+        "conv": Made("__torch__.torch.nn.modules.conv.Conv2d", state=conv),
+        "fc": Made("__torch__.torch.nn.modules.linear.Linear", state={"weight": made["fc.weight"]}),
+    }
+    written = zipped(Made("__torch__.mine.Net", state={"training": True, **parts}))
+    assert_same_bits(read(written).state_dict, ARRAYS)
+
+
 # --- Every version of PyTorch -----------------------------------------------
 
 

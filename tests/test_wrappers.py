@@ -57,6 +57,10 @@ WRAPPED = {  # a state dict, and what must be said of it
         within("ema.module.", OTHER) | within("model.", NETWORK),
         "left out ema: networks beside model",
     ),
+    "a copy of another name": (
+        within("model.", NETWORK) | within("best.", OTHER),
+        "left out best: networks beside model",
+    ),
     "a teacher beside it": (
         within("teacher.", TEACHER) | within("student.", NETWORK),
         "left out teacher: networks beside student",

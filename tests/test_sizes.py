@@ -17,7 +17,7 @@ from disguide_jax import main, models
 from disguide_jax.config import VictimTrainingConfig
 from disguide_jax.core import backend
 from disguide_jax.errors import UserError
-from disguide_jax.files import datasets, npz, weights
+from disguide_jax.files import architectures, datasets, npz, weights
 from disguide_jax.methods.dfms import proxy
 from disguide_jax.models import layers
 from disguide_jax.models.resnet import ResNet
@@ -234,11 +234,11 @@ def test_lenets_say_of_which_size_their_images_are(model, size):
     template = jax.eval_shape(net.init, jax.random.key(0))
     shapes = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), template)
     state_dict = weights.to_state_dict(shapes)
-    assert weights.recognise(state_dict, "w").size == size
+    assert architectures.recognise(state_dict, "w").size == size
     for wrong in (state_dict["fc1.weight"].shape[1] - 1, 1):
         fc1 = np.broadcast_to(np.float32(0), (84, wrong))
         with pytest.raises(UserError, match=r"(?s)not the weights.*fc1.weight \[features, 120"):
-            weights.recognise(state_dict | {"fc1.weight": fc1}, "w")
+            architectures.recognise(state_dict | {"fc1.weight": fc1}, "w")
 
 
 def test_weights_for_another_size_are_refused_and_resnets_take_all(tmp_path):
@@ -440,7 +440,7 @@ def test_a_victim_of_48_pixels_is_trained_and_copied(run, tmp_path):
     status, err = run("digits_soft", *arguments)
     assert status == 0, err
     state_dict = weights.load_state_dict(tmp_path / "w/clones/clone_0.safetensors")
-    assert weights.recognise(state_dict, "clone") == ("lenet5_half", 3, 1, 10, 48)
+    assert architectures.recognise(state_dict, "clone") == ("lenet5_half", 3, 1, 10, 48)
     save_npz(tmp_path, "mine", 32, 32)
     status, err = run("digits_soft", *arguments, "--workdir=other")
     assert status == 2

@@ -204,7 +204,7 @@ def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:
 
     def init(key: Key) -> Variables:
         variables = module.init(key, jnp.zeros(example.shape, example.dtype), train=False)
-        return Variables(variables["params"], variables.get("batch_stats", {}))
+        return Variables(variables.get("params", {}), variables.get("batch_stats", {}))
 
     def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
         mutable = ["batch_stats"] if train else []

@@ -115,8 +115,9 @@ def load_network(
     state_dict = {} if random else weights.load_state_dict(weights_path(config), as_named=brought)
     recorded = {} if random else weights.load_metadata(weights_path(config))
     if random or brought:
-        said = recorded.get("width", "0") if recorded.get("model") == config.model else "0"
-        width = config.width or json.loads(said) or models.usual_width(config.model)
+        said = recorded.get("width", "") if recorded.get("model") == config.model else ""
+        recorded_width = int(said) if said.isdecimal() else 0
+        width = config.width or recorded_width or models.usual_width(config.model)
         found = Architecture(config.model, width, channels, num_classes)
     else:
         found = _recognise(state_dict, config, recorded.get("model", ""))
@@ -128,7 +129,7 @@ def load_network(
 
 
 def _recognise(state_dict: weights.StateDict, config: VictimConfig, recorded: str) -> Architecture:
-    """What weights are of; where names and shapes do not tell, what is asked for or recorded."""
+    """What weights are of; where names and shapes do not tell, what is recorded or asked for."""
     try:
         found = architectures.recognise(state_dict, config.weights)
     except UserError as error:
@@ -139,7 +140,7 @@ def _recognise(state_dict: weights.StateDict, config: VictimConfig, recorded: st
             f"{config.weights}: its file says that it is of {recorded}, a Flax module that is not "
             f"this project's. If you trust that module: --config.victim.model={recorded}"
         ) from error
-    return architectures.taken_as(found, config.model or recorded)
+    return architectures.taken_as(architectures.taken_as(found, recorded), config.model)
 
 
 def _refuse_other(

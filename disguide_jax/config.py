@@ -12,6 +12,7 @@ from typing import Any, final
 
 from disguide_jax.errors import UserError
 from disguide_jax.options import (
+    MODELS,
     RANDOM_WEIGHTS,
     ClonesConfig,
     DfmsConfig,
@@ -147,7 +148,7 @@ class VictimTrainingConfig:
         reports=True,
     )
     dataset: str = setting(REQUIRED, "what the victim is trained and tested on")
-    model: str = setting(REQUIRED, "resnet18_8x, resnet34_8x, lenet5 or lenet5_half")
+    model: str = setting(REQUIRED, MODELS)
     width: int = setting(0, "0 is the model's usual one", least=0, auto=True)
     seed: int = setting(0, "of all random numbers", least=0, most=MAX_SEED)
     data_dir: str = setting("", DATA_DIR, resume=True)

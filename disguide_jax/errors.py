@@ -5,6 +5,8 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
+MAX_LISTED = 8  # lines of a list in one message
+
 
 class UserError(Exception):
     """A mistake in the configuration, a file or the machine, not in the program.
@@ -21,6 +23,12 @@ def exit_status(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def listed(lines: list[str]) -> str:
+    """The first lines of a list below each other, and how many more there are."""
+    more = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+    return "\n  ".join(lines[:MAX_LISTED] + more)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,13 @@ from disguide_jax.settings import setting
 
 EMBEDDED = "embedded:"  # weights that lie in disguide_jax/assets
 RANDOM_WEIGHTS = "random"
+MODELS = (
+    "resnet18_8x, resnet34_8x (each also with _pool); resnet20, resnet32, resnet44, resnet56 "
+    "(each also with _b); wrnD_K, such as wrn16_4 or wrn28_10 (also with _bias); "
+    "vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn (each also with _512, _4096, _7x7); mobilenet_v2 "
+    "(also with _tv, _c100); densenet121 (also with _tv, _tv_pool, _c100); lenet5, lenet5_half; or "
+    "package.module:Name, a Flax module; see disguide_jax/models"
+)
 SIZES = range(8, 225, 4)  # pixels, that height and width of all images may have
 SIZES_IN_WORDS = f"a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
 
@@ -32,8 +39,15 @@ class VictimConfig:
         "in place of weights, what answers: python:package.module:function, onnx:FILE, or the "
         "address of a service, http://... or https://...",
     )
-    model: str = setting("", "what the weights must be; empty takes whatever they are", auto=True)
-    width: int = setting(0, "for random weights; 0 is the model's usual one", least=0, auto=True)
+    model: str = setting(
+        "",
+        "what the weights must be of: it matters where names and shapes do not tell, as with "
+        "resnet18_8x_pool, and for package.module:Name, a Flax module; empty takes what they are",
+        auto=True,
+    )
+    width: int = setting(
+        0, "of random weights or a Flax module; 0 is the model's usual one", least=0, auto=True
+    )
     input_space: str = setting(
         "pre-transform",
         "of what is sent: images; or images that the attacker, who knows how, has normalised",
@@ -168,7 +182,7 @@ class DisguideConfig:
 class ClonesConfig:
     """The networks that learn from the victim's answers."""
 
-    model: str = setting("resnet18_8x", "resnet18_8x, resnet34_8x, lenet5 or lenet5_half")
+    model: str = setting("resnet18_8x", MODELS)
     width: int = setting(0, "0 is the model's usual one", least=0, auto=True)
     steps: int = setting(
         5, "updates on paid batches in a round; disguide makes 1 whatever this is", least=1

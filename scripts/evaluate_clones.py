@@ -1,10 +1,11 @@
 """Tells how often the clones of a finished run are right, and how often they agree with the victim.
 
 usage: python scripts/evaluate_clones.py WORKDIR [--dataset D] [--data_dir DIR]
-           [--predictions OUT.npy]
+           [--model package.module:Name] [--predictions OUT.npy]
 
-The test images are those of the run, unless D is another data set of as many classes. OUT.npy
-holds the classes that the soft vote names, [N] int32, in the order of the data.
+The test images are those of the run, unless D is another data set of as many classes. Clones of a
+Flax module of your own need its name, because importing a module runs it. OUT.npy holds the
+classes that the soft vote names, [N] int32, in the order of the data.
 """
 
 import argparse
@@ -22,9 +23,10 @@ def main() -> None:
     parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path)
     parser.add_argument("--dataset", default="")
     parser.add_argument("--data_dir", default="")
+    parser.add_argument("--model", default="")
     parser.add_argument("--predictions", default="", metavar="OUT.npy")
     args = parser.parse_args()
-    print(copies.report(args.workdir, args.dataset, args.data_dir, args.predictions))
+    print(copies.report(args.workdir, args.dataset, args.data_dir, args.predictions, args.model))
 
 
 if __name__ == "__main__":

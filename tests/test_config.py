@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -106,7 +107,12 @@ def test_messages_say_what_would_be_right(kind, key, value, message):
 def test_help_names_every_method_and_every_network():
     for kind in KINDS:
         model = settings(kind)["model" if kind is VictimTrainingConfig else "clones.model"]
-        assert all(name in model.help for name in models.CLASSIFIERS)
+        for name in models.CLASSIFIERS:
+            root, variant = re.fullmatch(
+                r"(.*?)(_(?:pool|b|bias|512|7x7|4096|tv.*|c100))?", name
+            ).groups("")
+            assert re.sub(r"wrn\d+_\d+", "wrnD_K", root) in model.help
+            assert variant in model.help
     assert all(name in settings(Config)["method"].help for name in METHODS)
     assert all(name in settings(Config)["generator.model"].help for name in models.GENERATORS)
 

@@ -23,7 +23,7 @@ from conftest import ROOT, load_script
 from disguide_jax import models
 from disguide_jax.core.types import Variables
 from disguide_jax.errors import UserError, exit_status
-from disguide_jax.files import torch_pickle, weights
+from disguide_jax.files import architectures, torch_pickle, weights
 
 ZIP = ROOT / "tests/data/convert/checkpoint.pt"
 LEGACY = ROOT / "tests/data/convert/checkpoint_legacy.pt"
@@ -124,29 +124,29 @@ def test_import_names_a_tensor_that_no_layer_has():
 @pytest.mark.parametrize("model", models.CLASSIFIERS)
 def test_every_classifier_is_recognised_by_its_weights(model):
     width = {"lenet5": 6, "lenet5_half": 3}.get(model, 5)
-    size = 32 if "lenet" in model else 0  # ResNets take all
-    expected = weights.Architecture(model, width, channels=2, num_classes=7, size=size)
+    size = 32 if model.startswith("lenet") else 0  # the others take all
+    expected = architectures.Architecture(model, width, channels=2, num_classes=7, size=size)
     template = template_of(models.make_classifier(**expected._replace(size=32)._asdict()))
     state_dict = weights.to_state_dict(jax.tree.map(lambda x: np.zeros(x.shape), template))
-    assert weights.recognise(state_dict, "w") == expected
+    assert architectures.taken_as(architectures.recognise(state_dict, "w"), model) == expected
 
 
 def test_other_networks_are_not_recognised_and_shown():
     state_dict = random_weights(RESNET)
     cut = {name: state_dict[name] for name in state_dict if not name.startswith("layer2.1")}
     with pytest.raises(UserError, match=r"(?s)w\.pt: .*Found 2, 1, 2, 2 blocks"):
-        weights.recognise(cut, "w.pt")
+        architectures.recognise(cut, "w.pt")
     vgg = {f"features.{i}.weight": np.zeros((4, 3, 3, 3)) for i in range(10)}
     with pytest.raises(UserError) as caught:
-        weights.recognise(vgg, "w.pt")
+        architectures.recognise(vgg, "w.pt")
     assert "resnet18_8x" in str(caught.value)
     assert "features.7.weight [4, 3, 3, 3]\n  and 2 more" in str(caught.value)
     for name in ("conv1.weight", "linear.weight"):
         with pytest.raises(UserError, match="not the weights"):
-            weights.recognise(state_dict | {name: np.zeros(3)}, "w.pt")
+            architectures.recognise(state_dict | {name: np.zeros(3)}, "w.pt")
     wide = random_weights(LENET) | {"conv1.weight": np.zeros((32, 1, 5, 5))}
     with pytest.raises(UserError, match=r"conv1\.weight \[32, 1, 5, 5\]"):
-        weights.recognise(wide, "w.pt")
+        architectures.recognise(wide, "w.pt")
 
 
 # --- Fitting ----------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_recorded_networks_are_recognised_and_fit(shared):
     }
     for file, architecture in expected.items():
         state_dict = weights.load_state_dict(shared / file)
-        found = weights.recognise(state_dict, file)
+        found = architectures.recognise(state_dict, file)
         assert found == architecture
         template = template_of(models.make_classifier(**found._replace(size=32)._asdict()))
         exported = weights.to_state_dict(weights.fit(state_dict, template, file))

@@ -13,7 +13,7 @@ from conftest import ROOT, load_script
 from disguide_jax import main, models
 from disguide_jax.core import pixels
 from disguide_jax.errors import UserError, exit_status
-from disguide_jax.files import datasets, weights
+from disguide_jax.files import architectures, datasets, weights
 from disguide_jax.options import VictimConfig
 from disguide_jax.run import copies, first_look
 from disguide_jax.run.first_look import advice, usual
@@ -54,7 +54,7 @@ def test_the_function_is_the_vote_of_the_clones_in_their_own_input_space(workdir
     each = []
     for i in range(2):
         state_dict = weights.load_state_dict(workdir / f"clones/clone_{i}.safetensors")
-        found = weights.recognise(state_dict, "clone")
+        found = architectures.recognise(state_dict, "clone")
         net = models.make_classifier(**found._asdict())
         variables = weights.fit(state_dict, jax.eval_shape(net.init, jax.random.key(0)), "clone")
         each.append(jax.nn.softmax(net.apply(variables, jnp.float32(x), train=False)[0]))

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from disguide_jax import main
-from disguide_jax.files import weights
+from disguide_jax.files import architectures, weights
 
 CONFIGS = sorted(
     path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("victim_")
@@ -92,7 +92,7 @@ def test_smoke_variant_leaves_everything_that_the_contract_lists(run, tmp_path, 
     assert set().union(*lines) >= {"gen/loss", "clones/loss", "time/queries_per_second"}
     for i in range(num_clones):
         state_dict = weights.load_state_dict(workdir / "clones" / f"clone_{i}.safetensors")
-        arch = weights.recognise(state_dict, "clone")
+        arch = architectures.recognise(state_dict, "clone")
         assert arch.model == summary["config"]["clones"]["model"]
     assert (workdir / "config.json").exists()
     assert (workdir / "samples" / f"{summary['queries']:09}.png").exists()
@@ -130,7 +130,7 @@ MISTAKES = {
     "--no_such_flag": "no_such_flag",
     "--config.method=magic": "config.method is 'magic'",
     "--config.labels=medium": "config.labels is 'medium'",
-    "--config.clones.model=vgg": "unknown model 'vgg'",
+    "--config.clones.model=vgg": "there is no model 'vgg'",
     "--config.replay.size=7": "config.replay.size is 7",
     "--config.replay.dtype=int4": "config.replay.dtype is 'int4'",
     "--config.replay.size=900000000000": "config.replay.size=900,000,000,000",

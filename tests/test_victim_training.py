@@ -20,7 +20,7 @@ from disguide_jax.core.exchange import make_call
 from disguide_jax.core.images import augment
 from disguide_jax.core.types import Net, Task, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.files import datasets, weights
+from disguide_jax.files import architectures, datasets, weights
 from disguide_jax.options import VictimConfig
 from disguide_jax.run import supervised as vt
 from disguide_jax.run.signals import Stopped
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(toy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "vgg"}, "config.model is 'vgg'; it must be one of resnet18_8x"),
+        ({"model": "vgg"}, "there is no model 'vgg'; it must be one of resnet18_8x"),
         ({"epochs": 0}, "config.epochs is 0"),
         ({"batch_size": 1}, "config.batch_size is 1"),
         ({"batch_size": 101}, "config.batch_size is 101; it must be at most"),
@@ -438,4 +438,4 @@ def test_an_embedded_victim_is_the_one_that_its_configuration_describes(dataset)
     assert accuracy == pytest.approx(json.loads(metadata["test_accuracy"]), abs=1e-6)
     assert accuracy >= 0.97
     assert f"{100 * accuracy:.1f} % accuracy" in (network.ASSETS / "README.md").read_text()
-    assert weights.recognise(weights.load_state_dict(path), str(path)).model == "lenet5"
+    assert architectures.recognise(weights.load_state_dict(path), str(path)).model == "lenet5"

@@ -8,7 +8,7 @@ from conftest import load_script
 from test_convert import LENET, RESNET, assert_same_bits, random_weights
 
 from disguide_jax.errors import UserError, exit_status
-from disguide_jax.files import datasets, weights, wrappers
+from disguide_jax.files import architectures, datasets, weights, wrappers
 from disguide_jax.options import VictimConfig
 from disguide_jax.victims import network
 
@@ -185,7 +185,10 @@ def test_files_from_the_field_are_read(shared):
         if not (field / name).is_file():
             pytest.skip(f"needs {field.name}/{name} beside the project")
         found = weights.load(field / name)
-        assert weights.recognise(found.state_dict, name).model == "resnet18_8x"
+        assert (
+            architectures.recognise(weights.load_state_dict(field / name), name).model
+            == "resnet18_8x"
+        )
         assert said in "; ".join(found.notes)
 
 

@@ -11,19 +11,20 @@ is named by its PyTorch path, here P, so that the rules need not know the networ
 | P.bias                             | params[P]["bias"]                     |
 | P.running_mean, P.running_var      | batch_stats[P]["mean"], ["var"]       |
 | P.num_batches_tracked              | nothing: no layer here needs it       |
+
+A module within modules, as users' have them, has the names of all of them, joined by dots, as P;
+and what the table does not have, such as an embedding, keeps its name and its layout.
 """
 
 import contextlib
 import hashlib
 import json
-import math
 import os
 import pathlib
-import re
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,67 +32,14 @@ import safetensors
 import safetensors.numpy
 
 from disguide_jax.core.types import Variables
-from disguide_jax.errors import UserError
-from disguide_jax.files import atomic, torch_pickle, wrappers
+from disguide_jax.errors import UserError, listed
+from disguide_jax.files import architectures, atomic, torch_pickle, wrappers
 
-StateDict = dict[str, np.ndarray]
+StateDict = architectures.StateDict
 StrPath = str | os.PathLike[str]
-
-RESNETS = {(2, 2, 2, 2): "resnet18_8x", (3, 4, 6, 3): "resnet34_8x"}  # by blocks of each stage
-LENETS = {6: "lenet5", 3: "lenet5_half"}  # by width
-MAX_LISTED = 8  # tensors in one error message
 
 
 # --- State dicts and variables ----------------------------------------------
-
-
-class Architecture(NamedTuple):
-    """What the weights of a classifier say about it."""
-
-    model: str  # resnet18_8x, resnet34_8x, lenet5 or lenet5_half
-    width: int  # channels after the first convolution
-    channels: int  # of the images
-    num_classes: int
-    size: int = 0  # height and width of the images in pixels; 0: the network takes all
-
-
-def recognise(state_dict: StateDict, where: str) -> Architecture:
-    """The classifier that a state dict belongs to, by the few names and shapes that tell.
-
-    `fit` checks all the others.
-
-    Args:
-      state_dict: names and arrays.
-      where: what errors call it, such as the file it came from.
-
-    Raises:
-      UserError: it is none of this project's classifiers.
-    """
-    stages = re.findall(r"^layer(\d+)\.\d+\.conv1\.weight$", "\n".join(state_dict), re.M)
-    blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
-    stem, linear, fc1, fc2 = (
-        np.shape(state_dict[name]) if name in state_dict else None
-        for name in ("conv1.weight", "linear.weight", "fc1.weight", "fc2.weight")
-    )
-    match stem, linear, fc1, fc2:
-        case (width, channels, 3, 3), (num_classes, _), _, None if blocks in RESNETS:
-            return Architecture(RESNETS[blocks], width, channels, num_classes)
-        case (width, channels, 5, 5), None, (_, inputs), (num_classes, _) if width in LENETS:
-            side = math.isqrt(inputs // (20 * width))  # of the 20 * width last maps
-            if side and inputs == 20 * width * side**2:
-                size = 4 * side + 28
-                return Architecture(LENETS[width], width, channels, num_classes, size)
-    found = [f"{name} {list(np.shape(array))}" for name, array in state_dict.items()]
-    raise UserError(
-        f"{where}: not the weights of a classifier that this project knows."
-        f"\nExpected resnet18_8x or resnet34_8x: conv1.weight [width, channels, 3, 3], bn1, "
-        f"2, 2, 2, 2 or 3, 4, 6, 3 blocks layerN.M, linear.weight [classes, features];"
-        f"\n      or lenet5 or lenet5_half: conv1.weight [6 or 3, channels, 5, 5], conv2, "
-        f"conv3,\n      fc1.weight [features, 120 or 60 times a square], fc2.weight [classes, "
-        f"features]."
-        f"\nFound {', '.join(map(str, blocks)) or 'no'} blocks layerN.M and the tensors"
-        f"\n  {_listed(found)}"
-    )
 
 
 def to_variables(state_dict: StateDict) -> Variables:
@@ -129,18 +77,38 @@ def to_variables(state_dict: StateDict) -> Variables:
 
 
 def to_state_dict(variables: Variables) -> StateDict:
-    """Variables of one network as a state dict: the inverse of `to_variables`."""
-    state_dict = {}
-    for path, leaves in variables.params.items():
-        for key, leaf in leaves.items():
-            array = np.asarray(leaf)
-            if key == "kernel":
-                array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-            state_dict[f"{path}.{'bias' if key == 'bias' else 'weight'}"] = array
-    for path, leaves in variables.batch_stats.items():
-        for key, leaf in leaves.items():
-            state_dict[f"{path}.running_{key}"] = np.asarray(leaf)
+    """Variables of one network as a state dict: the inverse of `to_variables`.
+
+    Raises:
+      UserError: two of them would have one name.
+    """
+    state_dict: StateDict = {}
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        name = _name(path, leaf)
+        if name in state_dict:
+            raise UserError(f"two variables of the network would both be called {name}")
+        state_dict[name] = np.asarray(leaf).transpose(_axes(path, leaf)[0])
     return state_dict
+
+
+def _name(path: tuple[Any, ...], leaf: Any) -> str:
+    """In a state dict, of a leaf of variables by its path there."""
+    *modules, last = (key.key for key in path[1:])
+    layers = {"kernel": "weight", "scale": "weight"} if path[0].name == "params" else STATISTICS
+    kind = layers.get(last, last) if last != "kernel" or leaf.ndim in (2, 4) else last
+    return ".".join((*modules, kind))
+
+
+STATISTICS = {"mean": "running_mean", "var": "running_var"}
+
+
+def _axes(path: tuple[Any, ...], leaf: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The order of a leaf's axes in a state dict, and of a state dict's in a leaf."""
+    if path[-1].key == "kernel" and leaf.ndim == 4:
+        return (3, 2, 0, 1), (2, 3, 1, 0)
+    if path[-1].key == "kernel" and leaf.ndim == 2:
+        return (1, 0), (1, 0)
+    return (tuple(range(leaf.ndim)),) * 2
 
 
 def fit(state_dict: StateDict, template: Variables, where: str) -> Variables:
@@ -178,8 +146,13 @@ def fit(state_dict: StateDict, template: Variables, where: str) -> Variables:
         if name not in expected and not name.endswith("num_batches_tracked"):
             problems.append(f"{name} {list(array.shape)} is unexpected")
     if problems:
-        raise UserError(f"{where}: does not fit the network:\n  {_listed(problems)}")
-    return to_variables(fitting)
+        raise UserError(f"{where}: does not fit the network:\n  {listed(problems)}")
+    return jax.tree.map_with_path(
+        lambda path, leaf: np.ascontiguousarray(
+            fitting[_name(path, leaf)].transpose(_axes(path, leaf)[1])
+        ),
+        template,
+    )
 
 
 def fingerprint(state_dicts: Iterable[StateDict]) -> str:
@@ -190,11 +163,6 @@ def fingerprint(state_dicts: Iterable[StateDict]) -> str:
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _listed(lines: list[str]) -> str:
-    more = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
-    return "\n  ".join(lines[:MAX_LISTED] + more)
 
 
 # --- Files ------------------------------------------------------------------
@@ -247,16 +215,15 @@ def load_metadata(path: StrPath) -> dict[str, str]:
 
 
 def load_state_dict(path: StrPath) -> StateDict:
-    """The state dict of `load`."""
-    return load(path).state_dict
+    """The state dict of `load`, in the one spelling of `architectures`."""
+    return architectures.with_our_names(load(path).state_dict)
 
 
 def load(path: StrPath) -> Weights:
     """Reads safetensors and what `torch.save` writes, in its zip, legacy and tar formats.
 
     Of a checkpoint it returns the state dict within, whatever lies beside it, without the
-    prefixes of wrappers and with one spelling for what CIFAR ResNets call either `shortcut` or
-    `downsample`, and `linear` or `fc`. A pickle cannot make it run anything.
+    prefixes of wrappers. A pickle cannot make it run anything.
 
     Raises:
       UserError: the file is absent, damaged or malicious, or holds no weights.
@@ -285,8 +252,7 @@ def load(path: StrPath) -> Weights:
         return Weights(arrays, metadata, notes)
     unwrapped = wrappers.unwrap(arrays)
     said = {name: json.dumps(values) for name, values in unwrapped.normalisation.items()}
-    notes += unwrapped.notes
-    return Weights(_with_our_names(unwrapped.arrays), said | metadata, notes)
+    return Weights(unwrapped.arrays, said | metadata, notes + unwrapped.notes)
 
 
 @contextlib.contextmanager
@@ -314,12 +280,3 @@ def _sniff(path: pathlib.Path) -> str:
     if head[257:262] == b"ustar":
         return "tar"
     raise ValueError(f"it begins with {head[:24]!r}" if head else "it is empty")
-
-
-def _with_our_names(arrays: StateDict) -> StateDict:
-    if "layer1.0.conv1.weight" not in arrays:
-        return arrays
-    return {
-        re.sub(r"^fc\.", "linear.", name.replace(".downsample.", ".shortcut.")): array
-        for name, array in arrays.items()
-    }

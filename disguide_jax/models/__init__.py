@@ -1,12 +1,25 @@
 """Networks by name. The only package that knows Flax's module system.
 
-| name                      | network                        | width                            |
-|---------------------------|--------------------------------|----------------------------------|
-| resnet18_8x, resnet34_8x  | CIFAR ResNets                  | channels of the stem, usually 64 |
-| lenet5, lenet5_half       | LeNet-5 and its half           | feature maps of conv1, 6 and 3   |
+| name                             | network                            | usual width              |
+|----------------------------------|------------------------------------|--------------------------|
+| resnet18_8x, resnet34_8x         | CIFAR ResNets, torchvision's too   | channels of the stem, 64 |
+| ..._pool                         | with a max-pool after the stem     |                          |
+| resnet20, 32, 44, 56             | He et al.'s for CIFAR, akamaster's | channels of the stem, 16 |
+| ..._b                            | convolved shortcuts, chenyaofo's   |                          |
+| wrnD_K                           | WideResNets, xternalz's            | channels of the stem, 16 |
+| ..._bias                         | meliketoy's                        |                          |
+| vgg11_bn, vgg13_bn, vgg16_bn, 19 | kuangliu's: one linear layer       | of the first stage, 64   |
+| ..._512, ..._4096, ..._7x7       | chenyaofo's, weiaicunzai's,        |                          |
+|                                  | torchvision's: three               |                          |
+| mobilenet_v2, ..._tv, ..._c100   | kuangliu's, torchvision's,         | channels of the stem, 32 |
+|                                  | weiaicunzai's                      |                          |
+| densenet121, ..._tv, ..._c100    | likewise                           | channels of the stem, 64 |
+| densenet121_tv_pool              | with a max-pool after the stem     |                          |
+| lenet5, lenet5_half              | LeNet-5 and its half               | maps of conv1, 6 and 3   |
+| package.module:Name              | a Flax module, see `brought`       | its own                  |
 
-All take and make images of any size, a multiple of 4 from 8 to 224, but for LeNets, which take
-none below 32.
+All take and make images of any size, a multiple of 4 from 8 to 224, but for LeNets and VGGs, which
+take none below 32.
 """
 
 import functools
@@ -20,18 +33,59 @@ from jax.typing import DTypeLike
 
 from disguide_jax.core.types import Array, Key, Net, Variables
 from disguide_jax.errors import UserError
+from disguide_jax.models import brought, lenet, vgg, wide_resnet
+from disguide_jax.models.brought import is_brought
 from disguide_jax.models.dcgan import DcganDiscriminator, DcganGenerator
+from disguide_jax.models.densenet import DenseNet
 from disguide_jax.models.generator import Generator
-from disguide_jax.models.lenet import LEAST_SIZE, LeNet5
+from disguide_jax.models.mobilenet import KUANGLIU, TORCHVISION, WEIAICUNZAI, MobileNetV2
 from disguide_jax.models.resnet import ResNet
-from disguide_jax.options import SIZES, SIZES_IN_WORDS
+from disguide_jax.options import MODELS, SIZES, SIZES_IN_WORDS
+
+ANY_SIZE = SIZES[0]
 
 CLASSIFIERS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
     # module, usual width, least size of the images
-    "resnet18_8x": (functools.partial(ResNet, blocks=(2, 2, 2, 2)), 64, SIZES[0]),
-    "resnet34_8x": (functools.partial(ResNet, blocks=(3, 4, 6, 3)), 64, SIZES[0]),
-    "lenet5": (LeNet5, 6, LEAST_SIZE),
-    "lenet5_half": (LeNet5, 3, LEAST_SIZE),
+    "resnet18_8x": (functools.partial(ResNet, blocks=(2, 2, 2, 2)), 64, ANY_SIZE),
+    "resnet34_8x": (functools.partial(ResNet, blocks=(3, 4, 6, 3)), 64, ANY_SIZE),
+    "resnet18_8x_pool": (functools.partial(ResNet, blocks=(2, 2, 2, 2), pool=True), 64, ANY_SIZE),
+    "resnet34_8x_pool": (functools.partial(ResNet, blocks=(3, 4, 6, 3), pool=True), 64, ANY_SIZE),
+    **{
+        f"resnet{6 * n + 2}{name}": (
+            functools.partial(ResNet, blocks=(n, n, n), padded=padded),
+            16,
+            ANY_SIZE,
+        )
+        for n in (3, 5, 7, 9)
+        for name, padded in (("", True), ("_b", False))
+    },
+    **{
+        f"wrn{depth}_{factor}{name}": (
+            functools.partial(wide_resnet.WideResNet, depth=depth, factor=factor, bias=bias),
+            16,
+            ANY_SIZE,
+        )
+        for depth, factor in wide_resnet.SIZES
+        for name, bias in (("", False), ("_bias", True))
+    },
+    **{
+        f"vgg{depth}_bn{name}": (
+            functools.partial(vgg.Vgg, depth=depth, hidden=hidden, side=side),
+            64,
+            vgg.LEAST_SIZE,
+        )
+        for depth in vgg.STAGES
+        for name, hidden, side in (("", 0, 1), ("_512", 8, 1), ("_4096", 64, 1), ("_7x7", 64, 7))
+    },
+    "mobilenet_v2": (functools.partial(MobileNetV2, variant=KUANGLIU), 32, ANY_SIZE),
+    "mobilenet_v2_tv": (functools.partial(MobileNetV2, variant=TORCHVISION), 32, ANY_SIZE),
+    "mobilenet_v2_c100": (functools.partial(MobileNetV2, variant=WEIAICUNZAI), 32, ANY_SIZE),
+    "densenet121": (DenseNet, 64, ANY_SIZE),
+    "densenet121_tv": (functools.partial(DenseNet, normed=True), 64, ANY_SIZE),
+    "densenet121_tv_pool": (functools.partial(DenseNet, normed=True, pool=True), 64, 16),
+    "densenet121_c100": (functools.partial(DenseNet, linear=True), 64, ANY_SIZE),
+    "lenet5": (lenet.LeNet5, 6, lenet.LEAST_SIZE),
+    "lenet5_half": (lenet.LeNet5, 3, lenet.LEAST_SIZE),
 }
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {"dfme": Generator, "dcgan": DcganGenerator}
@@ -49,7 +103,7 @@ def make_classifier(
     """A classifier, images [N, size, size, channels] -> logits [N, K].
 
     Args:
-      model: a key of `CLASSIFIERS`.
+      model: a key of `CLASSIFIERS`, or package.module:Name.
       width: see the table above; 0 is the usual one.
       num_classes: K.
       size: height and width of the images in pixels.
@@ -57,19 +111,25 @@ def make_classifier(
       dtype: compute dtype; None computes in the dtype of parameters and images.
 
     Raises:
-      UserError: there is no such model, or it takes no images of this size.
+      UserError: there is no such model, it takes no images of this size or, being a user's, does
+        not keep to what `brought` says.
     """
-    width = width or usual_width(model)
     _check_size(size)
-    module, _, least_size = CLASSIFIERS[model]
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    if is_brought(model):
+        module = brought.make(model, width=width, num_classes=num_classes, dtype=dtype)
+        net = as_net(module, image)
+        brought.check(model, net, image, num_classes)
+        return net
+    width = width or usual_width(model)
+    make, _, least_size = CLASSIFIERS[model]
     if size < least_size:
         any_size = [name for name, (_, _, least) in CLASSIFIERS.items() if least <= size]
         raise UserError(
             f"{model} takes images of {least_size}x{least_size} pixels and larger, and these are "
-            f"{size}x{size}; {' and '.join(any_size)} take them"
+            f"{size}x{size}; {any_size[0]} and others take them"
         )
-    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    return as_net(module(width=width, num_classes=num_classes, dtype=dtype), image)
+    return as_net(make(width=width, num_classes=num_classes, dtype=dtype), image)
 
 
 def usual_width(model: str) -> int:
@@ -78,8 +138,10 @@ def usual_width(model: str) -> int:
     Raises:
       UserError: there is no such model.
     """
+    if is_brought(model):
+        return brought.usual_width(model)
     if model not in CLASSIFIERS:
-        raise UserError(f"unknown model {model!r}; there are {', '.join(CLASSIFIERS)}")
+        raise UserError(f"there is no model {model!r}; it must be one of {MODELS}")
     return CLASSIFIERS[model][1]
 
 
@@ -142,7 +204,7 @@ def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:
 
     def init(key: Key) -> Variables:
         variables = module.init(key, jnp.zeros(example.shape, example.dtype), train=False)
-        return Variables(variables["params"], variables.get("batch_stats", {}))
+        return Variables(variables.get("params", {}), variables.get("batch_stats", {}))
 
     def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
         mutable = ["batch_stats"] if train else []

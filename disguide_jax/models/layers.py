@@ -50,6 +50,7 @@ def conv(
     *,
     stride: int = 1,
     padding: int = 0,
+    groups: int = 1,
     bias: bool,
     kernel_init: Init = uniform_fan_in,
     dtype: DTypeLike | None,
@@ -64,13 +65,46 @@ def conv(
         (kernel, kernel),
         strides=stride,
         padding=padding,
+        feature_group_count=groups,
         use_bias=bias,
         kernel_init=kernel_init,
-        bias_init=uniform_bias(kernel * kernel * x.shape[-1]),
+        bias_init=uniform_bias(kernel * kernel * x.shape[-1] // groups),
         dtype=dtype,
         conv_general_dilated=conv_general_dilated,
         name=name,
     )(x)
+
+
+def conv_norm(
+    x: Array,
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    bias: bool = False,
+    train: bool,
+    dtype: DTypeLike | None,
+    names: tuple[str, str],
+) -> Array:
+    """A convolution of [N, H, W, channels] and its batch norm, by the names of both.
+
+    Without a padding of its own the maps keep their size, but for the stride.
+    """
+    x = conv(
+        x,
+        features,
+        kernel,
+        stride=stride,
+        padding=kernel // 2 if padding is None else padding,
+        groups=groups,
+        bias=bias,
+        kernel_init=kaiming_normal_fan_out,
+        dtype=dtype,
+        name=names[0],
+    )
+    return BatchNorm(name=names[1])(x, train=train)
 
 
 def dense(x: Array, features: int, *, dtype: DTypeLike | None, name: str) -> Array:
@@ -188,6 +222,28 @@ class ConvTranspose(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             transpose_kernel=True,
         )
+
+
+def max_pool(x: Array) -> Array:
+    """The largest of every 2x2 pixels of feature maps; an odd row or column is left out."""
+    # Not nn.max_pool: its gradient, select-and-scatter, is slow on CPUs.
+    return _squares(x).max(axis=(2, 4))
+
+
+def mean_pool(x: Array) -> Array:
+    """The mean of every 2x2 pixels of feature maps; an odd row or column is left out."""
+    return _squares(x).mean(axis=(2, 4))
+
+
+def _squares(x: Array) -> Array:
+    first, height, width, last = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(first, height // 2, 2, width // 2, 2, last)
+
+
+def stem_pool(x: Array) -> Array:
+    """The max-pool after torchvision's stems: of 3x3 pixels with a stride of 2, padded by 1."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def repeat_pixels(x: Array) -> Array:

@@ -9,6 +9,7 @@ from disguide_jax.models.layers import (
     conv_maps,
     dense,
     join_channels,
+    max_pool,
     swap_maps,
 )
 
@@ -41,10 +42,3 @@ class LeNet5(nn.Module):
                 x = max_pool(x)
         x = nn.relu(dense(join_channels(x), 84 * self.width // 6, dtype=self.dtype, name="fc1"))
         return at_least_float32(dense(x, self.num_classes, dtype=self.dtype, name="fc2"))
-
-
-def max_pool(x: Array) -> Array:
-    """The largest of every 2x2 pixels of feature maps, whose height and width must be even."""
-    # Not nn.max_pool: its gradient, select-and-scatter, is slow on CPUs.
-    first, height, width, last = x.shape
-    return x.reshape(first, height // 2, 2, width // 2, 2, last).max(axis=(2, 4))

@@ -14,7 +14,8 @@ from disguide_jax import models
 from disguide_jax.core import pixels
 from disguide_jax.core.types import Array, Net, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.files import datasets, weights, workdir
+from disguide_jax.files import architectures, datasets, weights, workdir
+from disguide_jax.files.architectures import Architecture
 from disguide_jax.options import VictimConfig
 from disguide_jax.run import evaluate
 from disguide_jax.victims import network
@@ -44,24 +45,30 @@ class _Kept(NamedTuple):
 
     net: Net  # images [N, H, W, channels] -> logits [C, N, K]
     variables: Variables  # leaves [C, ...]
-    found: weights.Architecture
+    found: Architecture
     config: dict[str, Any]  # of the run
 
 
-def load_clones(place: str | os.PathLike[str]) -> Copy:
+def load_clones(place: str | os.PathLike[str], *, model: str = "") -> Copy:
     """The clones that a run has left in its workdir, as one function.
 
     They take images in their own input space: those of a run with `victim.input_space`
     "post-transform" are normalised first, as the attacker did it.
 
+    Args:
+      place: the workdir.
+      model: clones of a Flax module of one's own are package.module:Name, which is imported.
+
     Raises:
-      UserError: there are no clones, or they are damaged.
+      UserError: there are no clones, they are damaged, or of a module that is not named.
     """
-    kept = _read(pathlib.Path(place))
+    kept = _read(pathlib.Path(place), model)
     return Copy(_oracle(kept, knows_transform=False))
 
 
-def report(place: pathlib.Path, dataset: str, data_dir: str, predictions: str) -> str:
+def report(
+    place: pathlib.Path, dataset: str, data_dir: str, predictions: str, model: str = ""
+) -> str:
     """How good the clones of a workdir are, in a few lines.
 
     Args:
@@ -69,11 +76,12 @@ def report(place: pathlib.Path, dataset: str, data_dir: str, predictions: str) -
       dataset: whose test images they are tested on; "" is that of their run.
       data_dir: where they lie; "" is as for their run.
       predictions: a file for the classes that their soft vote names, [N] int32; "" for none.
+      model: see `load_clones`.
 
     Raises:
       UserError: there are no such clones or images, or the file cannot be written.
     """
-    kept = _read(place)
+    kept = _read(place, model)
     name = dataset or kept.config["dataset"]
     if not name:
         raise UserError(f"{place}: its run had no data set; name one with --dataset")
@@ -87,7 +95,7 @@ def report(place: pathlib.Path, dataset: str, data_dir: str, predictions: str) -
     scores = evaluate.make_evaluate(kept.net, knowing)(kept.variables, test_set)
     if predictions:
         vote = jax.jit(lambda copy, images: copy(images).argmax(-1).astype(jnp.int32))
-        copy = load_clones(place)
+        copy = Copy(_oracle(kept, knows_transform=False))
         named = [vote(copy, batch) for batch in test_set.images]
         evaluate.save_predictions(predictions, np.concatenate(named)[: len(test.images)])
     clones = ", ".join(f"{accuracy:.4f}" for accuracy in scores.clone_accuracy)
@@ -101,7 +109,7 @@ def report(place: pathlib.Path, dataset: str, data_dir: str, predictions: str) -
     )
 
 
-def _read(place: pathlib.Path) -> _Kept:
+def _read(place: pathlib.Path, model: str) -> _Kept:
     started = workdir.read_started(place) if place.is_dir() else None
     if started is None:
         raise UserError(f"{place.absolute()} is no workdir: there is no config.json in it")
@@ -115,7 +123,7 @@ def _read(place: pathlib.Path) -> _Kept:
             "it ends. Run its command again, and it continues."
         )
     state_dicts = [weights.load_state_dict(path) for path in paths]
-    found = weights.recognise(state_dicts[0], str(paths[0]))
+    found = _architecture(state_dicts[0], str(paths[0]), started["config"], model)
     size = found.size or datasets.IMAGE_SIZE  # those that take all sizes have equal weights
     net = models.make_classifier(**found._replace(size=size)._asdict())
     template = jax.eval_shape(net.init, jax.random.key(0))
@@ -125,6 +133,25 @@ def _read(place: pathlib.Path) -> _Kept:
     ]
     variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitting)
     return _Kept(models.stack(net, len(paths)), variables, found, started["config"])
+
+
+def _architecture(
+    state_dict: weights.StateDict, where: str, config: dict[str, Any], model: str
+) -> Architecture:
+    trained = config["clones"]["model"]
+    if not models.is_brought(trained):
+        return architectures.taken_as(architectures.recognise(state_dict, where), trained)
+    if model != trained:  # a file may not choose what is imported, which runs it
+        raise UserError(
+            f"{where}: its run says that it is of {trained}, a Flax module that is not this "
+            f"project's. If you trust that module, name it as the model."
+        )
+    victim, size = config["victim"], config["victim"]["image_size"]
+    info = datasets.Info(victim["num_classes"], victim["channels"], (), (), size)
+    if config["dataset"]:
+        info = datasets.describe(config["dataset"], config["data_dir"])
+    width = config["clones"]["width"]
+    return Architecture(model, width, info.channels, info.num_classes, info.size)
 
 
 def _check(kept: _Kept, name: str, info: datasets.Info) -> None:

@@ -73,7 +73,8 @@ def save_networks(program: Program, state: TrainState, workdir: pathlib.Path) ->
         weights.save_state_dict(
             workdir / "clones" / f"clone_{i}.safetensors",
             weights.to_state_dict(clone),
-            metadata | how | {"model": config.clones.model},  # so that it is a victim's, too
+            # So that it can be a victim, too.
+            metadata | how | {"model": config.clones.model, "width": str(config.clones.width)},
         )
     generators = {"generator": jax.device_get(state.generator.variables)}
     if config.generator.count > 1:

@@ -106,9 +106,7 @@ def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[st
       Stopped: SIGTERM or SIGINT came; the training is saved.
     """
     validate(config)
-    if config.model not in models.CLASSIFIERS:
-        known = ", ".join(models.CLASSIFIERS)
-        raise UserError(f"config.model is {config.model!r}; it must be one of {known}")
+    models.usual_width(config.model)  # refuses what is no model
     workdir, output, made_by = pathlib.Path(workdir), output_path(config), recipe(config)
     summary_path = workdir / "summary.json"
     train_set, test_set = (load(config, split) for split in ("train", "test"))
@@ -300,7 +298,8 @@ def load(config: VictimTrainingConfig, split: str) -> datasets.Split:
 
 def output_path(config: VictimTrainingConfig) -> pathlib.Path:
     """The file that the weights go to; extraction configurations look for the default one."""
-    return pathlib.Path(config.output or f"victims/{config.dataset}-{config.model}.safetensors")
+    model = config.model.rpartition(":")[2]
+    return pathlib.Path(config.output or f"victims/{config.dataset}-{model}.safetensors")
 
 
 def refuse_to_overwrite(output: pathlib.Path, made_by: dict[str, Any]) -> None:

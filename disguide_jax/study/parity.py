@@ -23,7 +23,7 @@ from disguide_jax.core import images as core_images
 from disguide_jax.core.exchange import Kit
 from disguide_jax.core.types import Net, Networks, Optimizers, Task, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.files import weights
+from disguide_jax.files import architectures, weights
 from disguide_jax.files.datasets import IMAGE_SIZE
 from disguide_jax.methods import dfme, disguide
 from disguide_jax.options import GeneratorConfig
@@ -230,7 +230,7 @@ def _classifier(
     directory: pathlib.Path, name: str, dtype: DTypeLike | None = None
 ) -> tuple[Net, Variables]:
     path = directory / f"{name}.pt"
-    arch = weights.recognise(weights.load_state_dict(path), str(path))
+    arch = architectures.recognise(weights.load_state_dict(path), str(path))
     arch = arch._replace(size=IMAGE_SIZE)
     return models.make_classifier(**arch._asdict(), dtype=dtype), _weights(path)
 

@@ -111,6 +111,9 @@ def resnet(graph: Graph) -> None:
     graph.linear("linear")
 
 
+GRAPHS = {"resnet18_8x": resnet, "resnet34_8x": resnet, "lenet5": lenet, "lenet5_half": lenet}
+
+
 def export(source: str, target: pathlib.Path, dataset: str, data_dir: str = "") -> str:
     """Writes a weight file as an ONNX file; returns what it is in a line.
 
@@ -132,14 +135,15 @@ def export(source: str, target: pathlib.Path, dataset: str, data_dir: str = "") 
     _, _, found = network.load_network(
         config, num_classes=info.num_classes, size=info.size, channels=info.channels
     )
-    state_dict = weights.load_state_dict(network.weights_path(config))
-    graph = Graph(state_dict)
+    if found.model not in GRAPHS:
+        raise UserError(f"{source} is of a {found.model}; only {', '.join(GRAPHS)} can be exported")
+    graph = Graph(weights.load_state_dict(network.weights_path(config)))
     mean, std = (
         np.asarray(x, np.float32).reshape(1, -1, 1, 1) for x in network.normalisation(config, info)
     )
     graph.add("Sub", graph.constant("mean", mean))
     graph.add("Div", graph.constant("std", std))
-    (resnet if graph.has("bn1.weight") else lenet)(graph)
+    GRAPHS[found.model](graph)
     graph.add("Softmax", axis=1)
 
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT

@@ -3,16 +3,12 @@
 All take uint8 images [N, H, W, channels] and return probabilities [N, K] or labels [N].
 """
 
-import functools
-import importlib
-import os
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
+from disguide_jax.core import named
 from disguide_jax.errors import UserError
 from disguide_jax.victims.contract import Contract
 
@@ -65,7 +61,7 @@ class Function:
         try:
             answers = self._function(images.copy())  # it may write into them
         except Exception as error:
-            raise UserError(f"{self.name} raised {_said(error)}") from error
+            raise UserError(f"{self.name} raised {named.in_a_line(error)}") from error
         return self._contract.check(answers, len(images), self.name)
 
     def close(self) -> None:
@@ -81,26 +77,7 @@ def find_function(name: str) -> Callable[[np.ndarray], Any]:
     module, colon, path = name.removeprefix(PYTHON).partition(":")
     if not module or not colon or not path:
         raise UserError(f"{KEY} is {name!r}; it must be {PYTHON}package.module:function")
-    if os.getcwd() not in sys.path:  # of a console command
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        where = f"looked in {', '.join(path or '.' for path in sys.path[:3])}, ..."
-        raise UserError(f"{KEY}: {name}: {error} ({where})") from error
-    except Exception as error:
-        raise UserError(f"{KEY}: {name}: importing {module} fails: {_said(error)}") from error
-    try:
-        found = functools.reduce(getattr, path.split("."), found)
-    except AttributeError as error:
-        raise UserError(f"{KEY}: {name}: {error}") from error
+    found = named.find(name.removeprefix(PYTHON), said=f"{KEY}: {name}")
     if not callable(found):
         raise UserError(f"{KEY}: {name}: it is a {type(found).__name__}, not a function")
     return found
-
-
-def _said(error: Exception) -> str:
-    """An exception in one line, with the place in the user's code that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    message = f"{type(error).__name__}: {error}".strip().rstrip(":")
-    return f"{message} ({place.filename}, line {place.lineno})"

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from disguide_jax import models
+from disguide_jax import models, options
 from disguide_jax.core.types import Apply, Array, Net, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.files import datasets, weights
+from disguide_jax.files import architectures, datasets, weights
+from disguide_jax.files.architectures import Architecture
 from disguide_jax.options import EMBEDDED, RANDOM_WEIGHTS, VictimConfig
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
@@ -93,7 +94,7 @@ def make_victim(
 
 def load_network(
     config: VictimConfig, *, num_classes: int, size: int, channels: int
-) -> tuple[Net, Variables, weights.Architecture]:
+) -> tuple[Net, Variables, Architecture]:
     """The victim's network and weights; its architecture is read off the weights.
 
     Args:
@@ -105,45 +106,81 @@ def load_network(
     Raises:
       UserError: the weights are absent, damaged, or of another architecture or data set.
     """
-    if config.weights == RANDOM_WEIGHTS:
-        if not config.model:
-            raise UserError(
-                "config.victim.model is empty; weights that are random must be those of one of "
-                + ", ".join(models.CLASSIFIERS)
-            )
-        width = config.width or models.usual_width(config.model)
-        found = weights.Architecture(config.model, width, channels, num_classes)
-    else:
-        state_dict = weights.load_state_dict(weights_path(config))
-        found = weights.recognise(state_dict, config.weights)
-        wanted = found._replace(
-            model=config.model or found.model,
-            width=config.width or found.width,
-            num_classes=num_classes,
-            channels=channels,
+    random, brought = config.weights == RANDOM_WEIGHTS, models.is_brought(config.model)
+    if random and not config.model:
+        raise UserError(
+            "config.victim.model is empty; weights that are random must be those of one of "
+            + options.MODELS
         )
-        for key, meant in wanted._asdict().items():
-            if getattr(found, key) != meant:
-                raise UserError(
-                    f"{config.weights}: {key} is {getattr(found, key)!r}, "
-                    f"but the configuration needs {meant!r}"
-                )
-        if found.size not in (0, size):
-            raise UserError(
-                f"{config.weights}: a {found.model} for images of {found.size}x{found.size} "
-                f"pixels, but those of the data set are {size}x{size}"
-            )
-    net = models.make_classifier(
-        found.model,
-        width=found.width,
-        num_classes=found.num_classes,
-        size=size,
-        channels=found.channels,
-    )
-    if config.weights == RANDOM_WEIGHTS:
+    held = weights.Weights({}, {}, []) if random else weights.load(weights_path(config))
+    recorded = held.metadata
+    state_dict = held.state_dict if brought else architectures.with_our_names(held.state_dict)
+    if random or brought:
+        said = recorded.get("width", "") if recorded.get("model") == config.model else ""
+        recorded_width = int(said) if said.isdecimal() else 0
+        width = config.width or recorded_width or models.usual_width(config.model)
+        found = Architecture(config.model, width, channels, num_classes)
+    else:
+        found = _recognise(state_dict, config, recorded.get("model", ""))
+        _refuse_other(config, found, num_classes=num_classes, size=size, channels=channels)
+    net = models.make_classifier(**found._replace(size=size)._asdict())
+    if random:
         return net, jax.jit(net.init)(jax.random.key(0)), found
-    template = jax.eval_shape(net.init, jax.random.key(0))
-    return net, weights.fit(state_dict, template, config.weights), found
+    return net, _fit(net, state_dict, found, config.weights), found
+
+
+def _recognise(state_dict: weights.StateDict, config: VictimConfig, recorded: str) -> Architecture:
+    """What weights are of; where names and shapes do not tell, what is recorded or asked for."""
+    try:
+        found = architectures.recognise(state_dict, config.weights)
+    except UserError as error:
+        if not models.is_brought(recorded):
+            raise
+        # A file may not choose what is imported, which runs it: its owner does.
+        raise UserError(
+            f"{config.weights}: its file says that it is of {recorded}, a Flax module that is not "
+            f"this project's. If you trust that module: --config.victim.model={recorded}"
+        ) from error
+    return architectures.taken_as(architectures.taken_as(found, recorded), config.model)
+
+
+def _refuse_other(
+    config: VictimConfig, found: Architecture, *, num_classes: int, size: int, channels: int
+) -> None:
+    """Refuses weights of another architecture than is wanted, or for another data set."""
+    wanted = found._replace(
+        model=config.model or found.model,
+        width=config.width or found.width,
+        num_classes=num_classes,
+        channels=channels,
+    )
+    for key, meant in wanted._asdict().items():
+        if getattr(found, key) != meant:
+            raise UserError(
+                f"{config.weights}: {key} is {getattr(found, key)!r}, "
+                f"but the configuration needs {meant!r}"
+            )
+    if found.size not in (0, size):
+        raise UserError(
+            f"{config.weights}: a {found.model} for images of {found.size}x{found.size} "
+            f"pixels, but those of the data set are {size}x{size}"
+        )
+
+
+def _fit(net: Net, state_dict: weights.StateDict, found: Architecture, where: str) -> Variables:
+    """The variables that a state dict holds; what it was taken for is said where it does not fit.
+
+    Raises:
+      UserError: it does not fit; says what it looks like.
+    """
+    template = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    taken = f"{where}, taken for a {found.model} of width {found.width} by a few of its names"
+    if models.is_brought(found.model):
+        return weights.fit(state_dict, template, where)
+    try:
+        return weights.fit(state_dict, template, taken)
+    except UserError as error:
+        raise UserError(f"{error}{architectures.looks_like(state_dict)}") from error
 
 
 def fingerprint(config: VictimConfig) -> str:
@@ -219,41 +256,50 @@ def weights_path(config: VictimConfig) -> pathlib.Path:
     )
 
 
-def convert_victim(source: pathlib.Path, target: pathlib.Path, **known: object) -> str:
+def convert_victim(
+    source: pathlib.Path, target: pathlib.Path, *, model: str = "", **known: object
+) -> str:
     """Checks a classifier's weights and writes them as a victim's, in safetensors.
 
     Args:
       source: of the weights.
       target: the new file.
+      model: what they are of, where names and shapes do not tell; "" takes what they look like.
       **known: of mean, std and test_accuracy what its owner knows; the file keeps it.
 
     Returns:
-      What they are, in two lines, and a line on each thing that was left out or taken off.
+      What they are, in two lines, and a line on each doubt and on what was taken off.
 
     Raises:
-      UserError: `target` exists, or `source` is no classifier's weights.
+      UserError: `target` exists, or `source` is no classifier's weights, or not of that model.
     """
     if target.exists():
         raise UserError(f"{target} exists; remove it, or name another file")
-    state_dict, recorded, notes = weights.load(source)
-    where = f"{source} ({'; '.join(notes)})" if notes else str(source)
-    found = weights.recognise(state_dict, where)
+    held = weights.load(source)
+    where = f"{source} ({'; '.join(held.notes)})" if held.notes else str(source)
+    state_dict = architectures.with_our_names(held.state_dict)
+    config = VictimConfig(weights=where, model=model)
+    found = _recognise(state_dict, config, held.metadata.get("model", ""))
+    if model not in ("", found.model):
+        raise UserError(
+            f"{source}: it is of a {found.model}, and not of --model {model}: that matters only "
+            "where names and shapes do not tell, as with " + ", ".join(architectures.UNTOLD)
+        )
     size = found.size or datasets.IMAGE_SIZE  # of those that take all sizes, any will do
     net = models.make_classifier(**found._replace(size=size)._asdict())
-    template = jax.eval_shape(lambda: net.init(jax.random.key(0)))
-    weights.fit(state_dict, template, where)
+    fitted = _fit(net, state_dict, found, where)
     # The file keeps the dtypes of its source; they are cast when a victim is loaded.
     state_dict = weights.to_state_dict(weights.to_variables(state_dict))
     metadata = {"model": found.model, "width": str(found.width), "converted_from": source.name}
-    metadata |= {name: recorded[name] for name in ("mean", "std") if name in recorded}
+    metadata |= {k: v for k, v in held.metadata.items() if k in ("mean", "std")}
     metadata |= {name: json.dumps(value) for name, value in known.items()}
     weights.save_state_dict(target, state_dict, metadata)
 
-    num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
+    num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(fitted.params))
+    doubt = "" if model else architectures.doubt(held.state_dict, found)
     return (
-        f"{source}: {found.model}, width {found.width}, {found.channels} channels, "
-        + (f"{found.size}x{found.size} pixels, " if found.size else "")
-        + f"{found.num_classes} classes, {num_params:,} parameters"
+        f"{source}: {found}, {num_params:,} parameters"
         f"\n{target}: {len(state_dict)} tensors, {target.stat().st_size:,} bytes"
-        + "".join(f"\n{source}: {note}" for note in notes)
+        + "".join(f"\n{source}: {note}" for note in held.notes)
+        + (f"\nwarning: {doubt}" if doubt else "")
     )

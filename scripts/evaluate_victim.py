@@ -9,9 +9,9 @@ OUT.npy holds the predicted classes [N] int32 in the order of the data.
 import argparse
 import sys
 
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
 from disguide_jax.options import VictimConfig
-from disguide_jax.run import evaluate
 
 
 def main() -> None:
@@ -24,10 +24,12 @@ def main() -> None:
         parser.add_argument(
             name, type=float, nargs="+", default=(), help="of pixels in [0, 1], per channel"
         )
-    parser.add_argument("--predictions", default="", metavar="OUT.npy")
+    parser.add_argument("--predictions", type=paths.writable, metavar="OUT.npy")
     args = parser.parse_args()
+    from disguide_jax.run import evaluate  # takes seconds to import
+
     config = VictimConfig(args.weights, mean=tuple(args.mean), std=tuple(args.std))
-    print(evaluate.report(config, args.dataset, args.data_dir, args.predictions))
+    print(evaluate.report(config, args.dataset, args.data_dir, args.predictions or ""))
 
 
 if __name__ == "__main__":

@@ -90,9 +90,7 @@ def play_all(config, victim, after_round=lambda state: state):
         pytest.param("dfms", True, marks=pytest.mark.slow),
     ],
 )
-def test_every_method_sends_what_it_states_round_by_round_and_counts_it(
-    method, validate_last
-):
+def test_every_method_sends_what_it_states_round_by_round_and_counts_it(method, validate_last):
     config = config_of(method)
     config.dfms.validate_last = validate_last
     victim = Recorder(tiny.brightness if config.labels == "hard" else tiny.smooth_brightness)
@@ -117,7 +115,9 @@ def test_every_method_sends_what_it_states_round_by_round_and_counts_it(
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.sampled_from([*IN_A_ROUND, "dfms"]), st.booleans(), st.integers(1, 500), st.integers(2, 40))
+@given(
+    st.sampled_from([*IN_A_ROUND, "dfms"]), st.booleans(), st.integers(1, 500), st.integers(2, 40)
+)
 def test_no_budget_is_exceeded_and_one_that_is_too_small_is_refused(
     method, validate_last, budget, batch_size
 ):

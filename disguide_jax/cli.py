@@ -139,7 +139,7 @@ class _ConfigFile[Kind](flags.ArgumentParser[Kind]):
             raise UserError(f"--config is missing\n\n{_usage()}")
         path = paths.expanded(name)
         if not path.is_file():
-            raise UserError(f"--config: {paths.absent(path)}{_near(path)}")
+            raise UserError(f"--config: {_absent(path)}")
         what = f"{self._kind.__module__}.{self._kind.__name__}"
         wrong = f"--config: {path} is not a file whose get_config(variant) returns a {what}"
         try:
@@ -175,15 +175,16 @@ def _fault(path: pathlib.Path, error: BaseException) -> str:
     return f"{where}: {type(error).__name__}: {error}".rstrip(": ")
 
 
-def _near(path: pathlib.Path) -> str:
-    """Files beside one that is not there, or in configs/, whose names are like it."""
+def _absent(path: pathlib.Path) -> str:
+    """What to say of a path that is no file, with files of a name like it."""
     if path.is_dir():
-        return ""
+        return paths.absent(path)
     folders = (path.parent, pathlib.Path("configs"))
     files = {str(file): file.name for folder in folders for file in folder.glob("*.py")}
     names = difflib.get_close_matches(f"{path.stem}.py", files.values(), cutoff=0.7)
     found = [file for file, name in files.items() if name in names]
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    near = f"; did you mean {' or '.join(found)}?" if found else ""
+    return f"{path} is not a file{paths.looked_for(path)}{near}"
 
 
 def _parse(values: flags.FlagValues, kind: type) -> None:

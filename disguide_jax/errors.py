@@ -110,14 +110,30 @@ def _is_importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-class _Spoken(io.FileIO):
+class _Spoken(io.TextIOWrapper):
     """A standard stream. What nobody takes is dropped: a run is worth more than what it says."""
 
-    def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
+    def write(self, text: str) -> int:
         """Writes what it can; a closed pipe, a terminal gone and a full disk are no errors."""
-        with contextlib.suppress(OSError):
-            return super().write(data) or len(data)
-        return len(data)
+        with self._forgiving():
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Brings it there, if it can."""
+        with self._forgiving():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:  # by who shares it with us and is slow
+            pass
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
 
 
 def _open_streams() -> None:
@@ -131,9 +147,9 @@ def _open_streams() -> None:
         stream: TextIO | None = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):  # someone listens within the process
             continue
-        raw = io.BufferedWriter(_Spoken(descriptor, "wb", closefd=False))  # type: ignore[type-var]
+        buffer = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False))
         encoding = stream.encoding if stream else "utf-8"
-        spoken = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
+        spoken = _Spoken(buffer, encoding, "backslashreplace", line_buffering=True)
         setattr(sys, name, spoken)
         setattr(sys, f"__{name}__", spoken)
 

@@ -48,5 +48,9 @@ def absent(path: pathlib.Path) -> str:
     """What to say of a path that is no file."""
     if path.is_dir():
         return f"{path} is a folder; name a file"
-    where = "" if path.is_absolute() else f" (looked for {path.absolute()})"
-    return f"there is no file {path}{where}"
+    return f"there is no file {path}{looked_for(path)}"
+
+
+def looked_for(path: pathlib.Path) -> str:
+    """What to add to a path that was not found: where that is, if it does not say so."""
+    return "" if path.is_absolute() else f" (looked for {path.absolute()})"

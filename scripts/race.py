@@ -16,8 +16,7 @@ from disguide_jax import cli, paths
 from disguide_jax.config import Config, to_dict
 from disguide_jax.errors import UserError
 
-OTHER = (str(pathlib.Path(__file__).with_name("side_by_side")), "--turns", "--config_json")
-FLAGS = flags.FlagValues()
+FLAGS, OTHER = flags.FlagValues(), str(pathlib.Path(__file__).with_name("side_by_side"))
 flags.DEFINE_string("torch_python", None, "A Python that has torch.", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "Where the results go.", flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 100, "In a turn.", 1, flag_values=FLAGS)
@@ -31,8 +30,8 @@ def main(values: flags.FlagValues, config: Config) -> None:
     from disguide_jax.study import measure, rounds
 
     cli.require(values, "torch_python", "json")
-    python = paths.expanded(values.torch_python)
     path, run = paths.writable(values.json), program.build(rounds.without_files(config, print))
+    them = [str(paths.expanded(values.torch_python)), OTHER, "--turns", "--config_json", str(path)]
     report = {"hardware": measure.hardware(), "config": to_dict(run.config), **workdir.provenance()}
     ours = rounds.Playing(run, rounds.make_call(run))
     num_rounds = values.rounds * run.config.rounds_per_call
@@ -44,9 +43,9 @@ def main(values: flags.FlagValues, config: Config) -> None:
         print(num_rounds, file=theirs.stdin, flush=True)
         report["torch"] = next(iter(theirs.stdout or ())).strip()
 
+    atomic.write_json(path, report)  # where they find the configuration
     try:
-        atomic.write_json(path, report)  # with the configuration
-        with Popen([python, *OTHER, path], text=True, stdin=PIPE, stdout=PIPE) as theirs:
+        with Popen(them, text=True, stdin=PIPE, stdout=PIPE) as theirs:
             times = measure.take_turns({"jax": play, "torch": ask}, values.seconds)
     except (OSError, StopIteration) as error:
         raise UserError(f"they do not play: {str(error) or 'see above'}") from error

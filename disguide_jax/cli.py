@@ -181,7 +181,7 @@ def _absent(path: pathlib.Path) -> str:
         return paths.absent(path)
     folders = (path.parent, pathlib.Path("configs"))
     files = {str(file): file.name for folder in folders for file in folder.glob("*.py")}
-    names = difflib.get_close_matches(f"{path.stem}.py", files.values(), cutoff=0.7)
+    names = difflib.get_close_matches(f"{path.stem}.py", files.values(), n=1, cutoff=0.7)
     found = [file for file, name in files.items() if name in names]
     near = f"; did you mean {' or '.join(found)}?" if found else ""
     return f"{path} is not a file{paths.looked_for(path)}{near}"

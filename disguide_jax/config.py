@@ -206,7 +206,8 @@ def validate(config: Config | VictimTrainingConfig) -> None:
             raise UserError(f"config.{key} is {get_value(config, key)!r}; it must be {what}")
 
     for key, known in settings(type(config)).items():
-        check(key, known.allows(get_value(config, key)), known.right or "a finite number")
+        value = get_value(config, key)
+        check(key, known.allows(value), known.wanted(value))
     if isinstance(config, Config):
         check_victim(config, check)
         check(

@@ -2,12 +2,20 @@
 
 import dataclasses
 import math
+import numbers
+import typing
 from collections.abc import Callable
 from typing import Any
 
 from disguide_jax.errors import UserError
 
 REQUIRED = dataclasses.MISSING  # the default of a key that every configuration must set
+TYPES = {  # of keys, and of what is taken for them
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a finite number"),
+    str: (str, "text"),
+}
 RENAMED: dict[str, str] = {}  # old key: new key, for the message to who still uses the old one
 
 
@@ -27,11 +35,12 @@ class Setting:
     auto: bool = False  # the default leaves the choice to the program, and a resume keeps it
     resume: bool = False  # may differ from what a workdir was started with
     reports: bool = False  # changes what is said of a result, never the result
+    type: Any = None  # of the field, or None where any will do
 
     def allows(self, value: Any) -> bool:
         """Whether the value is right; a number that is not finite never is."""
         return (
-            (not isinstance(value, float) or math.isfinite(value))
+            _is_of(value, self.type)
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
@@ -39,6 +48,15 @@ class Setting:
             and (not self.one_of or value in self.one_of)
             and (self.fits is None or self.fits(value))
         )
+
+    def wanted(self, value: Any) -> str:
+        """What a value that is not right must be, in words."""
+        if _is_of(value, self.type):
+            return self.right or "a finite number"
+        if self.must_be or self.one_of:
+            return self.right
+        _, what = TYPES.get(self.type, (None, "finite numbers, such as (0.4, 0.8)"))
+        return f"{what} {self.right}".rstrip()
 
     @property
     def right(self) -> str:
@@ -55,6 +73,16 @@ class Setting:
         return " and ".join(f"{word} {x:,}" for word, x in limits.items() if x is not None)
 
 
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of a field, and finite."""
+    if typing.get_origin(kind) is tuple:
+        element, _ = typing.get_args(kind)
+        return isinstance(value, tuple | list) and all(_is_of(x, element) for x in value)
+    taken, _ = TYPES.get(kind, (object, ""))
+    is_one = isinstance(value, taken) and (kind is bool or not isinstance(value, bool))
+    return is_one and (not isinstance(value, float) or math.isfinite(value))
+
+
 def setting(default: Any, help: str, **limits: Any) -> Any:
     """A field of a configuration; `limits` are those of `Setting`."""
     about = Setting(default, help, **limits)
@@ -68,7 +96,8 @@ def settings(kind: type, prefix: str = "") -> dict[str, Setting]:
         if dataclasses.is_dataclass(field.default_factory):
             found |= settings(field.default_factory, f"{prefix}{field.name}.")
         else:
-            found[prefix + field.name] = field.metadata["setting"]
+            about = field.metadata["setting"]
+            found[prefix + field.name] = dataclasses.replace(about, type=field.type)
     return found
 
 

@@ -16,22 +16,20 @@ Cases take turns, so that whatever else the machine does hits all of them alike.
 it is configs/c10_soft.py, on a CPU with narrow networks, batches of 64 and a smaller replay.
 """
 
-import pathlib
 import shlex
 import sys
 
 from absl import flags
 
-from disguide_jax import cli
+from disguide_jax import cli, paths
 from disguide_jax.config import Config
-from disguide_jax.study.bench import GOAL, SIZES, SUITES, SWEEP, bench, default_config
-from disguide_jax.study.measure import MIN_TURNS
+from disguide_jax.study.suites import GOAL, SIZES, SUITES, SWEEP, default_config
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum("suite", None, SUITES, "What is measured, see above.", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "Where the results go.", flag_values=FLAGS)
 flags.DEFINE_float(
-    "seconds", 30.0, f"Cases take turns so long, {MIN_TURNS} at least.", 0.0, flag_values=FLAGS
+    "seconds", 30.0, "Cases take turns so long, three at least.", 0.0, flag_values=FLAGS
 )
 flags.DEFINE_boolean("sweep", False, "round: vary the configuration.", flag_values=FLAGS)
 flags.DEFINE_multi_string("vary", SWEEP, "sweep: KEY=VALUE,VALUE,...", flag_values=FLAGS)
@@ -45,15 +43,15 @@ flags.DEFINE_float(
 
 def main(values: flags.FlagValues, config: Config) -> None:
     """Measures what the command line names."""
+    from disguide_jax.study.bench import bench  # takes seconds to import
+
     cli.require(values, "suite", "json")
     command = shlex.join(["python", "scripts/bench.py", *sys.argv[1:]])
     varied = values.vary if values.sweep else []
     options = {n: getattr(values, n) for n in ("seconds", "sizes", "queries_per_second")}
-    path = pathlib.Path(values.json)
+    path = paths.writable(values.json)
     bench(config, values.suite, path, command=command, vary=varied, **options)
 
 
 if __name__ == "__main__":
-    if not any(arg.partition("=")[0] in ("--config", "-config") for arg in sys.argv[1:]):
-        sys.argv[1:1] = default_config()
-    cli.run(main, FLAGS, Config)
+    cli.run(main, FLAGS, Config, default_config)

@@ -10,25 +10,21 @@ from absl import flags
 
 from disguide_jax import cli
 from disguide_jax.config import Config
-from disguide_jax.run.evaluate import Scores
-from disguide_jax.study.ceiling import ceiling
 
 FLAGS = flags.FlagValues()
 
 
-def report(scores: Scores) -> str:
-    """The scores in a line."""
+def main(values: flags.FlagValues, config: Config) -> None:
+    """Trains what the command line names."""
+    from disguide_jax.study.ceiling import ceiling  # takes seconds to import
+
+    del values
+    scores = ceiling(config)
     clones = ", ".join(f"{accuracy:.4f}" for accuracy in scores.clone_accuracy)
-    return (
+    print(
         f"with real images: soft vote {scores.soft_vote_accuracy:.4f} (clones {clones}), "
         f"fidelity {scores.fidelity:.4f}"
     )
-
-
-def main(values: flags.FlagValues, config: Config) -> None:
-    """Trains what the command line names."""
-    del values
-    print(report(ceiling(config)))
 
 
 if __name__ == "__main__":

@@ -8,20 +8,21 @@ Exits with 1 if a quantity is off by more than its tolerance.
 """
 
 import argparse
-import pathlib
 import sys
 
+from disguide_jax import paths
 from disguide_jax.errors import UserError, exit_status
-from disguide_jax.study.parity import check
 
 
 def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("directory", type=paths.expanded, metavar="DIR")
     directory = parser.parse_args().directory
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory")
+        raise UserError(f"{directory.absolute()} is no folder")
+    from disguide_jax.study.parity import check  # takes seconds to import
+
     return 0 if check(directory) else 1
 
 

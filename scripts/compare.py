@@ -8,16 +8,14 @@ finished it writes RESULTS/FAMILY/comparison.{md,csv,png,svg} and prints the tab
 """
 
 import argparse
-import pathlib
 import sys
 
-import jax
-
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
-from disguide_jax.study.compare import compare
 
-if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # the accelerator is for the runs
+
+def main() -> None:
+    """Runs what is missing and shows what has finished."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -25,7 +23,18 @@ if __name__ == "__main__":
     parser.add_argument("--variant", default="", help="of the configurations: smoke")
     parser.add_argument("--seeds", type=int, default=5, help="run each with seeds 0, 1, ...")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("results"))
-    parser.add_argument("--workdirs", type=pathlib.Path, default=pathlib.Path("runs"))
+    parser.add_argument("--results", type=paths.expanded, default="results")
+    parser.add_argument("--workdirs", type=paths.expanded, default="runs")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
-    sys.exit(exit_status(lambda: compare(**vars(parser.parse_args()))))
+    args = parser.parse_args()
+
+    import jax  # these take seconds
+
+    from disguide_jax.study.compare import compare
+
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is for the runs
+    compare(**vars(args))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -12,19 +12,19 @@ accuracy, a fraction, on the test images.
 """
 
 import argparse
-import pathlib
+import shlex
 import sys
 
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
-from disguide_jax.victims.network import convert_victim
 
 
 def main() -> None:
     """Converts what the command line names."""
     usage = __doc__.split("usage: ")[1].split("\n\n")[0]
     parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
-    parser.add_argument("source", metavar="IN", type=pathlib.Path)
-    parser.add_argument("target", metavar="OUT", type=pathlib.Path)
+    parser.add_argument("source", metavar="IN", type=paths.readable)
+    parser.add_argument("target", metavar="OUT", type=paths.writable)
     parser.add_argument("--model", default="")
     parser.add_argument("--mean", type=float, nargs="+")
     parser.add_argument("--std", type=float, nargs="+")
@@ -32,8 +32,10 @@ def main() -> None:
     args = parser.parse_args()
     known = {name: getattr(args, name) for name in ("mean", "std", "test_accuracy")}
     known = {name: value for name, value in known.items() if value is not None}
+    from disguide_jax.victims.network import convert_victim  # takes seconds to import
+
     print(convert_victim(args.source, args.target, model=args.model, **known))
-    print(f"Use it with --config.victim.weights={args.target}")
+    print("Use it with", shlex.quote(f"--config.victim.weights={args.target}"))
 
 
 if __name__ == "__main__":

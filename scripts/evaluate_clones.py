@@ -9,24 +9,26 @@ classes that the soft vote names, [N] int32, in the order of the data.
 """
 
 import argparse
-import pathlib
 import sys
 
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
-from disguide_jax.run import copies
 
 
 def main() -> None:
     """Prints what the command line asks for."""
     usage = __doc__.split("usage: ")[1].split("\n\n")[0]
     parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path)
+    parser.add_argument("workdir", metavar="WORKDIR", type=paths.expanded)
     parser.add_argument("--dataset", default="")
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--model", default="")
-    parser.add_argument("--predictions", default="", metavar="OUT.npy")
+    parser.add_argument("--predictions", type=paths.writable, metavar="OUT.npy")
     args = parser.parse_args()
-    print(copies.report(args.workdir, args.dataset, args.data_dir, args.predictions, args.model))
+    from disguide_jax.run import copies  # takes seconds to import
+
+    images = args.dataset, args.data_dir
+    print(copies.report(args.workdir, *images, args.predictions or "", args.model))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ in the order of the data.
 import argparse
 import sys
 
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
 from disguide_jax.options import VictimConfig
-from disguide_jax.run import first_look
 
 
 def main() -> None:
@@ -28,11 +28,13 @@ def main() -> None:
             name, type=float, nargs="+", default=(), help="of pixels in [0, 1], per channel"
         )
     parser.add_argument("--input_space", default="", choices=("pre-transform", "post-transform"))
-    parser.add_argument("--predictions", default="", metavar="OUT.npy")
+    parser.add_argument("--predictions", type=paths.writable, metavar="OUT.npy")
     args = parser.parse_args()
+    from disguide_jax.run import first_look  # takes seconds to import
+
     config = VictimConfig(args.weights, mean=tuple(args.mean), std=tuple(args.std))
     report = first_look.report(
-        config, args.dataset, args.data_dir, args.predictions, args.input_space
+        config, args.dataset, args.data_dir, args.predictions or "", args.input_space
     )
     print(report)
 

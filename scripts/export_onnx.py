@@ -7,11 +7,11 @@ WEIGHTS is a .safetensors, .pt or .pth file, or embedded:NAME. The file takes fl
 """
 
 import argparse
-import pathlib
+import shlex
 import sys
 
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
-from disguide_jax.victims.export import export
 
 
 def main() -> None:
@@ -19,12 +19,15 @@ def main() -> None:
     usage = __doc__.split("usage: ")[1].split("\n\n")[0]
     parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
     parser.add_argument("source", metavar="WEIGHTS")
-    parser.add_argument("target", metavar="OUT", type=pathlib.Path)
+    parser.add_argument("target", metavar="OUT", type=paths.writable)
     parser.add_argument("--dataset", required=True, help="whose classes and normalisation it has")
     parser.add_argument("--data_dir", default="", help="where the data set lies")
     args = parser.parse_args()
+    from disguide_jax.victims.export import export  # takes seconds to import
+
     print(export(args.source, args.target, args.dataset, args.data_dir))
-    print(f"Copy it with --config.victim.weights= --config.victim.endpoint=onnx:{args.target}")
+    endpoint = shlex.quote(f"--config.victim.endpoint=onnx:{args.target}")
+    print(f"Copy it with --config.victim.weights= {endpoint}")
 
 
 if __name__ == "__main__":

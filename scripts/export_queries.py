@@ -8,20 +8,21 @@ Other clones learn from it, for no query:
 """
 
 import argparse
-import pathlib
 import sys
 
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
-from disguide_jax.files import transfer, workdir
 
 
 def main() -> None:
     """Exports what the command line names."""
     usage = __doc__.split("usage: ")[1].split("\n\n")[0]
     parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path)
-    parser.add_argument("target", metavar="OUT", type=pathlib.Path)
+    parser.add_argument("workdir", metavar="WORKDIR", type=paths.expanded)
+    parser.add_argument("target", metavar="OUT", type=paths.writable)
     args = parser.parse_args()
+    from disguide_jax.files import transfer, workdir  # takes seconds to import
+
     with workdir.lock(args.workdir):
         found = transfer.export(args.workdir, args.target)
     print(

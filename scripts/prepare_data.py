@@ -7,9 +7,9 @@ data_dir of a run.
 """
 
 import argparse
-import pathlib
 import sys
 
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
 from disguide_jax.files import datasets
 
@@ -18,7 +18,7 @@ def main() -> None:
     """Writes what the command line names."""
     usage = __doc__.split("usage: ")[1].split("\n\n")[0]
     parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
-    parser.add_argument("target", metavar="OUT.npz", type=pathlib.Path)
+    parser.add_argument("target", metavar="OUT.npz", type=paths.writable)
     parser.add_argument("--dataset", required=True, help="its name; with files of your own, any")
     parser.add_argument("--data_dir", default="", help="where it lies, in any form")
     parser.add_argument("--only", choices=datasets.SPLITS, help="one split alone")

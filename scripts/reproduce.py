@@ -18,15 +18,18 @@ minutes.
 """
 
 import argparse
-import pathlib
 import sys
 
-import jax
-
+from disguide_jax import paths
 from disguide_jax.errors import exit_status
-from disguide_jax.study.reproduce import FULL, SCALES, STUDIES, reproduce
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Runs what is missing and shows what has finished."""
+    import jax  # these take seconds
+
+    from disguide_jax.study.reproduce import FULL, SCALES, STUDIES, reproduce
+
     jax.config.update("jax_platforms", "cpu")  # the accelerator is for the runs
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -35,9 +38,13 @@ if __name__ == "__main__":
     parser.add_argument("--scale", choices=SCALES, default=FULL)
     parser.add_argument("--seeds", type=int, default=5, help="run each with seeds 0, 1, ...")
     parser.add_argument("--only", nargs="+", default=[], metavar="CONFIG", help="such as c10_hard")
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("results"))
-    parser.add_argument("--workdirs", type=pathlib.Path, default=pathlib.Path("runs"))
+    parser.add_argument("--results", type=paths.expanded, default="results")
+    parser.add_argument("--workdirs", type=paths.expanded, default="runs")
     parser.add_argument("--data_dir", default="", help="where the data sets lie")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")
-    sys.exit(exit_status(lambda: reproduce(**vars(parser.parse_args()))))
+    reproduce(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

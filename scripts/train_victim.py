@@ -7,31 +7,29 @@ The same command again continues where it stopped.
 """
 
 import pathlib
-import shlex
 import sys
 
-from absl import flags
-
-from disguide_jax import cli
-from disguide_jax.config import VictimTrainingConfig
-from disguide_jax.run.signals import Stopped
-from disguide_jax.run.supervised import train_victim
-
-FLAGS = flags.FlagValues()
-flags.DEFINE_string("workdir", None, "Default: runs/<config name>.", flag_values=FLAGS)
+from disguide_jax.errors import exit_status
 
 
-def main(values: flags.FlagValues, config: VictimTrainingConfig) -> int:
+def main() -> int | None:
     """Trains what the command line says; returns the exit status."""
-    workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / config.name)
-    try:
+    from absl import flags  # here, where Ctrl-C is one line and no traceback
+
+    from disguide_jax import cli
+    from disguide_jax.config import VictimTrainingConfig
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Default: runs/<config name>.", flag_values=values)
+
+    def train(values: flags.FlagValues, config: VictimTrainingConfig) -> None:
+        from disguide_jax.run.supervised import train_victim
+
+        workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / config.name)
         train_victim(config, workdir)
-    except Stopped as stopped:
-        command = shlex.join(["python", "scripts/train_victim.py", *sys.argv[1:]])
-        print(f"{stopped} Continue with\n  {command}", flush=True)
-        return 128 + stopped.signum
-    return 0
+
+    return cli.call(train, values, VictimTrainingConfig)
 
 
 if __name__ == "__main__":
-    cli.run(main, FLAGS, VictimTrainingConfig)
+    sys.exit(exit_status(main))

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import signal
 from types import ModuleType
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -28,6 +29,14 @@ def _compile_once(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_pytests():
+    """A program that ends within this process leaves Ctrl-C to the system."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -202,7 +202,6 @@ def test_help_lists_every_key(monkeypatch, capsys, program, kind):
         ("--config.old=1", "config.old is now called config.seed"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_an_unknown_key_is_answered_with_what_would_be_right(monkeypatch, capsys, override, answer):
     monkeypatch.setitem(RENAMED, "old", "seed")
     config = f"--config={ROOT / 'configs/digits_hard.py'}:smoke"
@@ -212,10 +211,9 @@ def test_an_unknown_key_is_answered_with_what_would_be_right(monkeypatch, capsys
     assert answer in text
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_an_override_of_a_configuration_of_another_kind_is_one_message(monkeypatch, capsys):
     config = f"--config={ROOT / 'configs/victim_digits_lenet5.py'}"
     status, text = said(monkeypatch, capsys, "disguide_jax/main.py", config, "--config.labels=soft")
     assert status == 2
-    assert text.startswith("error: --config: Field labels not found")
-    assert "VictimTrainingConfig" in text
+    assert text.startswith("error: --config: ")
+    assert text.endswith("disguide_jax.config.Config: it returns a VictimTrainingConfig\n")

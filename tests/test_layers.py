@@ -8,7 +8,7 @@ import sys
 from conftest import ROOT
 
 PACKAGE = ROOT / "disguide_jax"
-TOLD = {"config", "options", "settings", "errors"}  # what a run and its user are told
+TOLD = {"config", "options", "settings", "errors", "paths"}  # what a run and its user are told
 ROOMS = {  # what each may import of the project, beside itself
     "core": TOLD,
     "methods": {"core", "models", *TOLD},
@@ -22,6 +22,7 @@ ROOMS = {  # what each may import of the project, beside itself
     "options": {"settings"},
     "settings": {"errors"},
     "errors": set(),
+    "paths": {"errors"},
     "cli": TOLD,
     "main": {"cli", "run", *TOLD},
 }

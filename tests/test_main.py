@@ -193,7 +193,8 @@ def test_a_paper_configuration_without_weights_names_the_file_and_the_commands(r
 def test_an_onnx_file_that_is_absent_is_named_with_the_command_that_makes_it(run, tmp_path):
     status, _, err = run("endpoint_onnx.py")
     assert status == 2
-    assert "there is no file victims/digits-lenet5.onnx\n" in err
+    where = tmp_path / "victims/digits-lenet5.onnx"
+    assert f"there is no file victims/digits-lenet5.onnx (looked for {where})\n" in err
     assert "python scripts/export_onnx.py embedded:digits-lenet5.safetensors victims/" in err
     assert files_in(tmp_path) == []
 

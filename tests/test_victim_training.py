@@ -19,11 +19,10 @@ from disguide_jax.core import pixels, supervised
 from disguide_jax.core.exchange import make_call
 from disguide_jax.core.images import augment
 from disguide_jax.core.types import Net, Task, Variables
-from disguide_jax.errors import UserError
+from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files import architectures, datasets, weights
 from disguide_jax.options import VictimConfig
 from disguide_jax.run import supervised as vt
-from disguide_jax.run.signals import Stopped
 from disguide_jax.victims import network
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("victim_*.py"))

@@ -1,7 +1,17 @@
 """What depends on the kind of device, asked in this one place."""
 
+import os
+
 import jax
 import jax.numpy as jnp
+
+OF_MEMORY = (  # environment variables of jaxlib
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_ALLOCATOR",
+)
+MOST_MEMORY = 0.9  # of a GPU, for all processes; each has a context beside it
 
 
 def loops_are_slow() -> bool:
@@ -41,6 +51,17 @@ def batch_goes_last() -> bool:
 def memory_is_shared() -> bool:
     """Whether arrays lie in the machine's own memory."""
     return name() == "cpu"
+
+
+def memory_of_each(num: int) -> dict[str, str]:
+    """Environment variables that let so many processes fit beside each other on one GPU.
+
+    By itself the first would take three quarters of its memory. What a user has set stays, and
+    where there is no GPU nothing looks at them.
+    """
+    if num == 1 or any(variable in os.environ for variable in OF_MEMORY):
+        return {}
+    return {OF_MEMORY[0]: f"{MOST_MEMORY / num:.3f}"}
 
 
 def name() -> str:

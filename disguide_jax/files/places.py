@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from disguide_jax.errors import UserError
+from disguide_jax import paths
 
 IMAGE_SIZE = 32  # of all data sets with a known name, and of what else says no size
 SPLITS = ("train", "test")
@@ -36,10 +36,7 @@ def root(data_dir: str) -> pathlib.Path:
     Raises:
       UserError: there is no such home.
     """
-    try:
-        return pathlib.Path(data_dir).expanduser().absolute()
-    except RuntimeError as error:
-        raise UserError(f"data_dir is {data_dir}: {error}") from error
+    return paths.expanded(data_dir).absolute()
 
 
 def is_there(path: pathlib.Path) -> bool:

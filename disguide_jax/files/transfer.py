@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from disguide_jax import paths
 from disguide_jax.errors import UserError
 from disguide_jax.files import atomic, npz
 from disguide_jax.files.ledger import FIDELITY, TEST, TRAINING, Format, Ledger
@@ -54,9 +55,10 @@ def _file(path: str) -> pathlib.Path:
             "config.offline.queries is empty; it must be a transfer set: "
             "python scripts/export_queries.py WORKDIR OUT.npz"
         )
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"config.offline.queries: there is no file {path}")
-    return pathlib.Path(path)
+    found = paths.expanded(path)
+    if not found.is_file():
+        raise UserError(f"config.offline.queries: {paths.absent(found)}")
+    return found
 
 
 def _check(path: str, shapes: dict[str, tuple[int, ...]]) -> None:

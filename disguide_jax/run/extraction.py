@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from disguide_jax import paths
 from disguide_jax.config import Config
 from disguide_jax.core import losses, pixels, stages
 from disguide_jax.core.exchange import make_call
 from disguide_jax.core.types import Array, Metrics, Net, Optimizers, Stage, TrainState, Variables
-from disguide_jax.errors import UserError
+from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files import atomic
 from disguide_jax.files import workdir as workdir_files
 from disguide_jax.files.checkpoint import Checkpoints
@@ -61,9 +62,9 @@ def train_and_evaluate(
     Raises:
       UserError: a mistake in the configuration, the files or the machine; the workdir holds
         nothing new that looks like a result.
-      Stopped: SIGTERM or SIGINT came; the run is saved.
+      Stopped: SIGTERM, SIGINT or SIGHUP came; the run is saved.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = paths.expanded(workdir)
     summary_path = workdir / "summary.json"
     programs.resolve(config)
     contents, places = asked.contents_of(config), asked.places_of(config)
@@ -198,7 +199,7 @@ def play(
                 )
             if stop and not happened.finished:
                 saved.wait()
-                raise signals.Stopped(stop[0], f"{spent:,} queries")
+                raise Stopped(stop[0], f"{spent:,} queries")
         saved.wait()
         # All rounds may have been played, and saved, before.
         return loop.state, observer.scores or observer.score(loop.state)

@@ -12,12 +12,12 @@ from disguide_jax.core import pixels, shapes, stages, streams
 from disguide_jax.core.answers import to_labels
 from disguide_jax.core.exchange import Trade
 from disguide_jax.core.types import Stage
+from disguide_jax.errors import Stopped
 from disguide_jax.files import datasets, transfer
 from disguide_jax.files.ledger import FIDELITY, TEST, TRAINING, Format, Ledger
 from disguide_jax.run import evaluate
 from disguide_jax.run.asked import num_fidelity_images
 from disguide_jax.run.program import Program
-from disguide_jax.run.signals import Stopped
 from disguide_jax.victims import network
 from disguide_jax.victims.paid import Paid
 

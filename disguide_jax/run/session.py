@@ -53,6 +53,13 @@ def opened(workdir: pathlib.Path, *, replay_too: bool = True) -> Iterator[Checkp
     Raises:
       UserError: it cannot be made or written, or another process holds it.
     """
+    try:
+        str(workdir.absolute()).encode()
+    except UnicodeEncodeError as error:  # orbax logs tracebacks
+        raise UserError(
+            f"--workdir: the name of {workdir.absolute()} is not UTF-8; choose another, or a "
+            "locale of UTF-8, such as LC_ALL=C.UTF-8"
+        ) from error
     make_folder(workdir, "--workdir")
     folder = workdir / "checkpoints"
     with (
@@ -72,4 +79,6 @@ def make_folder(folder: pathlib.Path, key: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{key}: cannot make {folder}: {error.strerror}") from error
+        files = [path for path in (folder, *folder.parents) if path.is_file()]
+        said = f"{files[0].absolute()} is a file" if files else error.strerror
+        raise UserError(f"{key}: cannot make the folder {folder}: {said}") from error

@@ -2,33 +2,31 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from types import FrameType
-
-
-class Stopped(Exception):  # noqa: N818
-    """A run was asked to stop and is saved; `signum` is the signal that asked."""
-
-    def __init__(self, signum: int, done: str):
-        super().__init__(f"Stopped after {done}; everything is saved.")
-        self.signum = signum
+from typing import Any
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT append themselves to, so that a call can be finished.
+    """A list that SIGTERM, SIGINT and SIGHUP append themselves to, so that a call can be finished.
 
-    After the first one signals do again what they always do: a second one stops at once.
+    After the first one a second SIGTERM or SIGINT stops at once. A terminal that goes away says
+    so more than once, and `nohup` has it say nothing.
     """
     received: list[int] = []
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         del frame
         received.append(signum)
         for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        print("\nStopping once this is saved; once more stops at once.", flush=True)
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
+        with contextlib.suppress(RuntimeError):  # in the middle of another print
+            print("\nStopping once this is saved; once more stops at once.", flush=True)
 
     try:
         before = {each: signal.signal(each, on_signal) for each in signals}
@@ -39,3 +37,22 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def run_child(command: Sequence[str], stop: Sequence[int], **options: Any) -> int:
+    """Runs a program, which is asked to stop when we are; returns its status.
+
+    It is in a group of its own: what a terminal sends to all of a group it would get twice, and
+    the second time it would not save.
+
+    Args:
+      command: of the program.
+      stop: from `stop_requests`.
+      **options: of subprocess.Popen.
+    """
+    with subprocess.Popen(command, process_group=0, **options) as child:
+        while not stop:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(timeout=0.2)
+        child.send_signal(stop[0])
+        return child.wait()

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax import models
+from disguide_jax import models, paths
 from disguide_jax.config import VictimTrainingConfig, to_dict, validate
 from disguide_jax.core import backend, pixels
 from disguide_jax.core.exchange import make_call
@@ -31,7 +31,7 @@ from disguide_jax.core.supervised import (
     make_train_step,
 )
 from disguide_jax.core.types import Array, Net, Stage, Variables
-from disguide_jax.errors import UserError
+from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files import atomic, datasets, weights
 from disguide_jax.files import workdir as workdir_files
 from disguide_jax.files.checkpoint import Checkpoints
@@ -103,11 +103,11 @@ def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[st
 
     Raises:
       UserError: a mistake in the configuration or the files, or a loss that is not finite.
-      Stopped: SIGTERM or SIGINT came; the training is saved.
+      Stopped: SIGTERM, SIGINT or SIGHUP came; the training is saved.
     """
     validate(config)
     models.usual_width(config.model)  # refuses what is no model
-    workdir, output, made_by = pathlib.Path(workdir), output_path(config), recipe(config)
+    workdir, output, made_by = paths.expanded(workdir), output_path(config), recipe(config)
     summary_path = workdir / "summary.json"
     train_set, test_set = (load(config, split) for split in ("train", "test"))
     contents = {
@@ -255,7 +255,7 @@ def train_epochs(
                 saved.save(loop.state, history)
             if happened.due and stop and not happened.finished:
                 saved.wait()
-                raise signals.Stopped(stop[0], f"{epoch} epochs")
+                raise Stopped(stop[0], f"{epoch} epochs")
         return loop.state
 
 
@@ -299,7 +299,7 @@ def load(config: VictimTrainingConfig, split: str) -> datasets.Split:
 def output_path(config: VictimTrainingConfig) -> pathlib.Path:
     """The file that the weights go to; extraction configurations look for the default one."""
     model = config.model.rpartition(":")[2]
-    return pathlib.Path(config.output or f"victims/{config.dataset}-{model}.safetensors")
+    return paths.expanded(config.output or f"victims/{config.dataset}-{model}.safetensors")
 
 
 def refuse_to_overwrite(output: pathlib.Path, made_by: dict[str, Any]) -> None:

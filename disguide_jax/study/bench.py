@@ -1,6 +1,5 @@
 """Benchmarks: the suites, and those of clone steps, the replay and checkpoints."""
 
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from disguide_jax import models
 from disguide_jax.config import Config, to_dict, validate
-from disguide_jax.core import backend, learn, pixels, replay
+from disguide_jax.core import learn, pixels, replay
 from disguide_jax.core.exchange import Kit
 from disguide_jax.core.types import Array, Learner, Metrics, Net, Variables
 from disguide_jax.errors import UserError
@@ -21,30 +20,9 @@ from disguide_jax.models import conv
 from disguide_jax.run import program
 from disguide_jax.study import flops, measure
 from disguide_jax.study.measure import Row, Say
-from disguide_jax.study.results import ROOT
 from disguide_jax.study.rounds import bench_round
 
 CloneStep = Callable[[Learner, Array, Array], tuple[Learner, Metrics]]
-
-SUITES = ("clone_step", "round", "replay", "checkpoint", "endpoint")
-FULL = (f"--config={os.path.relpath(ROOT / 'configs/c10_soft.py')}",)
-NARROW = (
-    *FULL,
-    "--config.victim.weights=random",
-    "--config.victim.width=16",
-    "--config.clones.width=16",
-    "--config.generator.width=16",
-    "--config.batch_size=64",
-    "--config.replay.size=100000",
-)
-SWEEP = [
-    "batch_size=64,128,256,512,1024",
-    "num_clones=2,4,8",
-    "replay.size=50000,250000,1000000",
-    "replay.batches=1,2,3,4,5",
-]
-SIZES = ["50000", "250000", "1000000"]
-GOAL = 11_500.0  # queries/s
 
 
 def bench(
@@ -121,11 +99,6 @@ def bench_endpoint(config: Config, seconds: float) -> Iterator[Row]:
     except ImportError as error:
         raise UserError("this needs `pip install 'disguide_jax[onnx,serve]'`") from error
     return endpoints.bench_endpoints(config, seconds)
-
-
-def default_config() -> tuple[str, ...]:
-    """The arguments that name what is measured when nothing is named."""
-    return NARROW if backend.loops_are_slow() else FULL
 
 
 def whole(numbers: Sequence[str]) -> list[int]:

@@ -3,13 +3,12 @@
 import pathlib
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 
-from disguide_jax.errors import UserError
+from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files import weights
-from disguide_jax.run import needs
+from disguide_jax.run import needs, signals
 from disguide_jax.study import flops, tables
 from disguide_jax.study.paper import FULL, MEDIUM, REHEARSAL, SMALL, VICTIM_MARGIN, VICTIMS
 from disguide_jax.study.results import ROOT, Cell, Result, load_all, load_config, run_missing
@@ -126,7 +125,11 @@ def train_victim(made_by: str, *, data_dir: str, dry_run: bool) -> None:
     hours = flops.least_hours(flops.training_flops(training), training.precision)
     print(f"That takes at least {hours:.2g} h: its FLOPs, as matrix products.", flush=True)
     script, config = str(ROOT / script), str(ROOT / config)
-    if subprocess.run([sys.executable, script, option, config, *options], check=False).returncode:
+    with signals.stop_requests() as stop:
+        status = signals.run_child([sys.executable, script, option, config, *options], stop)
+    if stop and status:
+        raise Stopped(stop[0], "what was trained of the victim")
+    if status:
         raise UserError("the victim's training did not end; the same command continues")
 
 
@@ -143,8 +146,8 @@ def check_victim(path: str) -> None:
         raise UserError(
             f"{path} does not say its accuracy on the test images, so that it cannot be held "
             "against the paper's victim; convert it again with\n  python "
-            f"scripts/convert_victim.py IN.pt {path} --test_accuracy ACCURACY\nwith what "
-            "scripts/evaluate_victim.py measures, or train one: move the file away"
+            f"scripts/convert_victim.py IN.pt {shlex.quote(path)} --test_accuracy ACCURACY\n"
+            "with what scripts/evaluate_victim.py measures, or train one: move the file away"
         )
     accuracy = 100 * float(recorded)
     print(f"{path}: {accuracy:.2f} % on the test images", flush=True)

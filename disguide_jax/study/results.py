@@ -9,10 +9,10 @@ import contextlib
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disguide_jax.config import Config
-from disguide_jax.errors import UserError
+from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files import workdir
-from disguide_jax.run import pictures
+from disguide_jax.run import pictures, signals
 from disguide_jax.settings import set_value
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -148,7 +148,12 @@ def run_missing(
 
     Raises:
       UserError: a run failed; the others have been let finish.
+      Stopped: SIGTERM, SIGINT or SIGHUP came, which runs under way have been told.
     """
+    from disguide_jax.core import backend  # tables need no JAX
+
+    if jobs < 1:
+        raise UserError(f"--jobs is {jobs}; it must be at least 1")
     runs = [(cell, seed) for seed in seeds for cell in dict.fromkeys(cells)]
     left = [(cell, seed) for cell, seed in runs if load(results, cell, seed) is None]
     if dry_run:
@@ -158,16 +163,21 @@ def run_missing(
     estimate = _estimate(results, left, least_hours)
     print(f"{len(runs) - len(left)} of {len(runs)} runs have finished{estimate}")
 
-    def run(cell: Cell, seed: int) -> str | None:
+    environment = os.environ | backend.memory_of_each(jobs)
+
+    def run(stop: Sequence[int], cell: Cell, seed: int) -> str | None:
         """Says what went wrong, if anything did."""
+        if stop:
+            return None
         workdir = _workdir(workdirs, cell, seed)
         workdir.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with (workdir / "output.txt").open("a") as output:
             command = _command(cell, seed, workdirs, extra)
-            status = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
+            streams = {"stdout": output, "stderr": output}
+            status = signals.run_child(command, stop, env=environment, **streams)
         if status:
-            said = (workdir / "output.txt").read_text().strip().splitlines()
+            said = (workdir / "output.txt").read_text(errors="replace").strip().splitlines()
             return f"{cell}, seed {seed}: status {status}: {said[-1] if said else ''}"
         target = results / cell.folder / f"seed{seed}"
         target.mkdir(parents=True, exist_ok=True)
@@ -179,13 +189,11 @@ def run_missing(
         print(f"{cell}, seed {seed}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True)
         return None
 
-    pool = concurrent.futures.ThreadPoolExecutor(jobs)
-    futures = [pool.submit(run, cell, seed) for cell, seed in left]
-    try:
+    with signals.stop_requests() as stop, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run, stop, cell, seed) for cell, seed in left]
         failures = [failure for future in futures if (failure := future.result())]
-    except KeyboardInterrupt as error:
-        pool.shutdown(cancel_futures=True)
-        raise UserError("stopped; the same command again continues") from error
+    if stop:
+        raise Stopped(stop[0], "what could be finished")
     if failures:
         raise UserError("\n".join(failures) + "\nThe same command again continues.")
 

@@ -61,8 +61,8 @@ def write_table(path: pathlib.Path, header: Sequence[str], rows: Sequence[Sequen
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [header, ["---"] * len(header), *rows]
     text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    path.with_suffix(".md").write_text(text)
-    with path.with_suffix(".csv").open("w", newline="") as file:
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     return text
 

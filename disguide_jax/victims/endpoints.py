@@ -1,8 +1,8 @@
 """The kinds of endpoints, by what their names begin with."""
 
 import hashlib
-import pathlib
 
+from disguide_jax import paths
 from disguide_jax.errors import UserError
 from disguide_jax.options import VictimConfig
 from disguide_jax.victims import onnx
@@ -51,7 +51,8 @@ def fingerprint(config: VictimConfig) -> str:
     """
     if not config.endpoint.startswith(onnx.PREFIX):
         return hashlib.sha256(config.endpoint.encode()).hexdigest()
-    path = pathlib.Path(config.endpoint.removeprefix(onnx.PREFIX))
-    if config.made_by and not path.is_file():
-        raise UserError(f"{KEY}: there is no file {path}\nMake it:    {config.made_by}")
+    path = onnx.path_of(config)
+    if not path.is_file():
+        how = f"\nMake it:    {config.made_by}" if config.made_by else ""
+        raise UserError(f"{KEY}: {paths.absent(path)}{how}")
     return onnx.fingerprint(path)

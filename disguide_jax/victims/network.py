@@ -9,13 +9,14 @@ import hashlib
 import json
 import math
 import pathlib
+import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from disguide_jax import models, options
+from disguide_jax import models, options, paths
 from disguide_jax.core.types import Apply, Array, Net, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.files import architectures, datasets, weights
@@ -244,14 +245,17 @@ def weights_path(config: VictimConfig) -> pathlib.Path:
     if config.weights.startswith(EMBEDDED):
         path = ASSETS / config.weights.removeprefix(EMBEDDED)
     else:
-        path = pathlib.Path(config.weights)
+        path = paths.expanded(config.weights)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise UserError(f"config.victim.weights: {paths.absent(path)}")
     how = f"\nTrain one:    {config.made_by}" if config.made_by else ""
     raise UserError(
-        f"config.victim.weights: there is no file {path} (looked for {path.absolute()})."
+        f"config.victim.weights: {paths.absent(path)}"
         f"{how}"
-        f"\nBring your own PyTorch weights:    python scripts/convert_victim.py IN.pt {path}"
+        "\nBring your own PyTorch weights:    "
+        f"python scripts/convert_victim.py IN.pt {shlex.quote(str(path))}"
         "\nor name another file:    --config.victim.weights=FILE"
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from disguide_jax import paths
 from disguide_jax.core import pixels
 from disguide_jax.errors import UserError
 from disguide_jax.options import VictimConfig
@@ -45,7 +46,7 @@ class Onnx:
 
     def __init__(self, config: VictimConfig, contract: Contract):
         self.name, self._config, self._contract = config.endpoint, config, contract
-        path = pathlib.Path(config.endpoint.removeprefix(PREFIX))
+        path = path_of(config)
         self.fingerprint = fingerprint(path)
         self._session = _open(path, self.name)
         images = _only("input", self._session.get_inputs(), list(INPUTS), self.name)
@@ -161,6 +162,11 @@ class Onnx:
             mean, std = (np.asarray(values, np.float32) for values in (config.mean, config.std))
             images = (images - mean) / std
         return images
+
+
+def path_of(config: VictimConfig) -> pathlib.Path:
+    """The file that onnx:FILE names, which need not be there."""
+    return paths.expanded(config.endpoint.removeprefix(PREFIX))
 
 
 def fingerprint(path: pathlib.Path) -> str:

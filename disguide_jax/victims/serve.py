@@ -9,7 +9,6 @@ import hmac
 import io
 import json
 import math
-import pathlib
 import random
 import socket
 import time
@@ -27,6 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from disguide_jax import paths
 from disguide_jax.core import pixels
 from disguide_jax.core.types import Array
 from disguide_jax.errors import UserError
@@ -128,7 +128,7 @@ def make_app(model: Model, options: Options) -> Starlette:
     bucket, rng = _Bucket(options.requests_per_second), random.Random(options.seed)
     if options.count:
         try:
-            pathlib.Path(options.count).open("a").close()
+            paths.expanded(options.count).open("a").close()
         except OSError as error:
             raise UserError(f"--count: {options.count} cannot be written: {error}") from error
 
@@ -142,7 +142,7 @@ def make_app(model: Model, options: Options) -> Starlette:
         _authorise(request, options.token)
         images = parse(await _body(request), model)
         if options.count:
-            with open(options.count, "a") as file:
+            with paths.expanded(options.count).open("a") as file:
                 file.write(f"{len(images)}\n")
         if seconds := bucket.take():
             after = {"Retry-After": str(math.ceil(seconds))}

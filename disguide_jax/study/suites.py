@@ -1,0 +1,32 @@
+"""What benchmarks there are and what they measure when they are not told; it needs no JAX."""
+
+import os
+import pathlib
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+SUITES = ("clone_step", "round", "replay", "checkpoint", "endpoint")
+FULL = (f"--config={os.path.relpath(CONFIGS / 'c10_soft.py')}",)
+NARROW = (
+    *FULL,
+    "--config.victim.weights=random",
+    "--config.victim.width=16",
+    "--config.clones.width=16",
+    "--config.generator.width=16",
+    "--config.batch_size=64",
+    "--config.replay.size=100000",
+)
+SWEEP = [
+    "batch_size=64,128,256,512,1024",
+    "num_clones=2,4,8",
+    "replay.size=50000,250000,1000000",
+    "replay.batches=1,2,3,4,5",
+]
+SIZES = ["50000", "250000", "1000000"]
+GOAL = 11_500.0  # queries/s
+
+
+def default_config() -> tuple[str, ...]:
+    """The arguments that name what is measured when nothing is named."""
+    from disguide_jax.core import backend  # which is JAX
+
+    return NARROW if backend.loops_are_slow() else FULL

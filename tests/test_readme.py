@@ -47,7 +47,7 @@ def test_every_picture_it_shows_is_there():
 
 def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
     rows = re.findall(
-        r"^\| `((digits|fashion)_\w+)` \| (\w+) \| ([\d,]+) \| ([\d., ]+) \| ([\d., ]+) \|$",
+        r"^\| `((digits|fashion)_[\w,.=]+)` \| (\w+) \| ([\d,]+) \| ([\d., ]+) \| ([\d., ]+) \|$",
         README,
         re.M,
     )
@@ -56,6 +56,7 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
         f"fashion_{name}"
         for name in (
             "soft_best",
+            "soft_best,clones.model=lenet5_half",
             "soft",
             "hard_best",
             "hard",

@@ -58,8 +58,7 @@ def exit_status(main: Callable[[], int | None]) -> int:
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns who has no home
         return main() or 0
     except Stopped as stopped:
-        command = shlex.join(["python", *sys.orig_argv[1:]])
-        print(f"{stopped} Continue with\n  {command}", flush=True)
+        print(f"{stopped} Continue with\n  {_command(main)}", flush=True)
         return 128 + stopped.signum
     except UserError as error:
         return _refuse(str(error))
@@ -73,6 +72,15 @@ def exit_status(main: Callable[[], int | None]) -> int:
         return _refuse(said)
     finally:
         _handle_interrupts(signal.SIG_DFL)  # while Python takes itself apart
+
+
+def _command(main: Callable[[], int | None]) -> str:
+    """What starts the program of `main` again, to be pasted."""
+    spec, module = sys.modules["__main__"].__spec__, main.__module__
+    if module == "__main__" and spec is not None:
+        module = spec.name
+    program = [sys.argv[0]] if module == "__main__" else ["-m", module]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def _refuse(message: str) -> int:

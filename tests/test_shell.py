@@ -21,6 +21,15 @@ from disguide_jax.study.results import Cell
 
 SMOKE = f"--config={ROOT / 'configs/digits_hard.py'}:smoke"
 MAIN = [sys.executable, "-m", "disguide_jax.main"]
+SLOW = """
+import time
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except BaseException:  # as C code may
+    import traceback
+    traceback.print_exc()
+"""
 WITHOUT_JAX = {  # as a program of ours that takes no time to start
     "waits": "import time; print('ready', flush=True); time.sleep(60)",
     "says": "import sys; print('±', '\\udcff'); print('±', file=sys.stderr)",
@@ -45,7 +54,7 @@ def script(tmp_path: pathlib.Path, body: str) -> list[str]:
         "import sys\nfrom disguide_jax.errors import UserError, exit_status\n"
         f"def main():\n{lines}sys.exit(exit_status(main))\n"
     )
-    (tmp_path / "slow.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "slow.py").write_text(SLOW)
     return [sys.executable, str(path)]
 
 
@@ -139,14 +148,14 @@ def test_a_fault_of_the_program_keeps_its_traceback(error):
 
 
 def test_who_was_stopped_is_told_how_to_go_on(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", "-m", "a", "--workdir=my runs/it's"])
+    monkeypatch.setattr(sys, "argv", ["a", "--workdir=my runs/it's"])
 
     def main():
         raise Stopped(signal.SIGHUP, "8 queries")
 
     assert exit_status(main) == 129
     line = capsys.readouterr().out.splitlines()[-1]
-    assert shlex.split(line) == ["python", "-m", "a", "--workdir=my runs/it's"]
+    assert shlex.split(line) == ["python", "-m", __name__, "--workdir=my runs/it's"]
 
 
 @pytest.mark.slow

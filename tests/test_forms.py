@@ -519,7 +519,8 @@ def test_an_npz_itself_and_a_home_are_places(tmp_path):
 
 
 def test_a_home_that_is_not_there_is_said():
-    assert "~nobody-of-that-name/data: it begins with ~" in refused("mine", "~nobody-of-that-name/data")
+    said = refused("mine", "~nobody-of-that-name/data")
+    assert "~nobody-of-that-name/data: it begins with ~" in said
 
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "mnist", "mine"])

@@ -366,6 +366,30 @@ def test_extensions_of_this_process_are_not_looked_up(read):
     assert "needs extensions" in refusal(read, torch_files.zip_of(b"\x80\x02\x82\x01."))
 
 
+NONE, TUPLE1, TUPLE, MARK, POP, DUP, STOP = b"N", b"\x85", b"t", b"(", b"0", b"2", b"."
+DEEP = {  # tuples in tuples, made in several ways; hashing a million overflows Python's stack
+    "one by one": NONE + TUPLE1 * 12_000,
+    "by marks": MARK * 12_000 + TUPLE * 12_000,
+    "by way of numbers": NONE + (TUPLE1 + b"q\x01" + POP + b"h\x01") * 12_000,
+    "twice": NONE + (DUP + b"\x86") * 12_000,
+    "by way of what is kept elsewhere": NONE
+    + (b"q\x01" + POP + MARK + b"X\x06\x00\x00\x00moduleh\x01NNtQ" + TUPLE1 * 6_000) * 2,
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_tuples_that_are_too_deep_to_hash_are_refused(case, read):
+    written = b"\x80\x02}" + DEEP[case] + NONE + b"s" + STOP
+    assert "12,00" in refusal(read, torch_files.zip_of(written))
+
+
+def test_as_many_tuples_as_there_are_may_lie_beside_the_weights(read):
+    history = [(epoch, (0.5, ("a", {1: (2,)}))) for epoch in range(40_000)]
+    checkpoint = {"history": history, "net": tensors(ARRAYS)}
+    for protocol in (2, 4):
+        assert_same_bits(read(zipped(checkpoint, protocol)).state_dict, ARRAYS)
+
+
 def test_values_that_hold_themselves_are_read(read):
     loop = []
     loop.append(loop)

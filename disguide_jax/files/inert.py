@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-MOST_TUPLES = 100_000  # a million, one in the other, overflow Python's stack where it hashes them
+MOST_NESTED = 10_000  # a million tuples in each other overflow Python's stack when hashed
 RUNNERS = {
     # Modules, wherever in a dotted name.
     *("os", "posix", "nt", "sys", "subprocess", "_posixsubprocess", "commands", "pty"),
@@ -161,16 +161,10 @@ class Unpickler(pickle.Unpickler):
         Raises:
           Exception: it is damaged or malicious; damage can raise nearly any kind.
         """
-        start, tuples = self._file.tell(), 0
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(self._file)):
-            # For a damaged index of 2^32 Python would write 64 GB of pointers.
-            if opcode.name.endswith("PUT") and isinstance(arg, int) and arg > count:
-                raise ValueError(f"its pickle numbers an object {arg}")
-            if opcode.name.startswith("EXT"):  # would be looked up in this process
-                raise ValueError("its pickle needs extensions of the program that wrote it")
-            tuples += opcode.name.startswith("TUPLE")
-        if tuples > MOST_TUPLES:
-            raise ValueError(f"its pickle has {tuples:,} tuples")
+        start = self._file.tell()
+        nested = _nested_tuples(self._file)
+        if nested > MOST_NESTED:
+            raise ValueError(f"its pickle nests {nested:,} tuples")
         self._file.seek(start)
         return self.load()
 
@@ -189,3 +183,44 @@ class Unpickler(pickle.Unpickler):
         if self._stored is None:
             raise ValueError("its pickle keeps something elsewhere")
         return self._stored(saved_id)
+
+
+def _nested_tuples(file: BinaryIO) -> int:
+    """How deep the tuples are that the next pickle in a file holds, without making them.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    deepest = 0
+    stack: list[int] = []  # how deep each object is; 0 is no tuple
+    marks: list[int] = []
+    numbered: dict[object, int] = {}
+    for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+        name, before = opcode.name, opcode.stack_before
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name.startswith("EXT"):  # would be looked up in this process
+            raise ValueError("its pickle needs extensions of the program that wrote it")
+        elif name == "POP" and marks and marks[-1] == len(stack):
+            marks.pop()
+        elif name == "MEMOIZE":
+            numbered[len(numbered)] = stack[-1]
+        elif name.endswith("PUT"):
+            # For a damaged index of 2^32 Python would write 64 GB of pointers.
+            if isinstance(arg, int) and arg > count:
+                raise ValueError(f"its pickle numbers an object {arg}")
+            numbered[arg] = stack[-1]
+        else:
+            if pickletools.markobject in before:
+                bottom = marks.pop() - before.index(pickletools.markobject)
+            else:
+                bottom = len(stack) - len(before)
+            if bottom < 0:
+                raise ValueError("its pickle takes more than it has made")
+            depth = numbered[arg] if name.endswith("GET") else max(stack[bottom:], default=0)
+            depth += "TUPLE" in name
+            if not name.endswith(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GET", "DUP", "PERSID")):
+                depth = 0  # no tuple, whatever is in it
+            stack[bottom:] = [depth] * len(opcode.stack_after)
+            deepest = max(deepest, depth)
+    return deepest

@@ -1,6 +1,7 @@
 """The benchmarks run, say what they promise to say, and count right."""
 
 import json
+import pathlib
 import sys
 
 import jax
@@ -11,7 +12,7 @@ from conftest import ROOT, load_script
 
 from disguide_jax import cli
 from disguide_jax.config import Config
-from disguide_jax.study import bench, measure
+from disguide_jax.study import bench, measure, suites
 
 SMOKE = f"--config={ROOT / 'configs/digits_hard.py'}:smoke"
 TIMES = {"case", "median_seconds", "p10_seconds", "p90_seconds", "turns"}
@@ -182,3 +183,11 @@ def test_a_mistake_is_one_message(run, arguments, message):
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_what_is_measured_when_nothing_is_named_is_found_from_every_folder(monkeypatch, tmp_path):
+    for folder in (tmp_path, ROOT, ROOT / "scripts"):
+        monkeypatch.chdir(folder)
+        name, _, path = suites.default_config()[0].partition("=")
+        assert name == "--config"
+        assert pathlib.Path(path).resolve() == ROOT / "configs/c10_soft.py"

@@ -5,9 +5,7 @@ import pathlib
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SUITES = ("clone_step", "round", "replay", "checkpoint", "endpoint")
-FULL = (f"--config={os.path.relpath(CONFIGS / 'c10_soft.py')}",)
 NARROW = (
-    *FULL,
     "--config.victim.weights=random",
     "--config.victim.width=16",
     "--config.clones.width=16",
@@ -29,4 +27,5 @@ def default_config() -> tuple[str, ...]:
     """The arguments that name what is measured when nothing is named."""
     from disguide_jax.core import backend  # which is JAX
 
-    return NARROW if backend.loops_are_slow() else FULL
+    full = f"--config={os.path.relpath(CONFIGS / 'c10_soft.py')}"
+    return (full, *NARROW) if backend.loops_are_slow() else (full,)

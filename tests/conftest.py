@@ -58,3 +58,14 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs {folder.name}/ beside the project: recorded numbers and real images")
     return folder
+
+
+@pytest.fixture
+def nowhere_else(tmp_path, monkeypatch) -> None:
+    """What data_dir "" means is empty, and so is the home: data sets are where a test puts them."""
+    from disguide_jax.files import idx
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(idx, "SYSTEM", {})
+    monkeypatch.chdir(tmp_path)

@@ -21,13 +21,7 @@ from disk import (
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, idx, tfds
 
-
-@pytest.fixture(autouse=True)
-def _nowhere_else(tmp_path, monkeypatch) -> None:
-    """What data_dir "" means is empty."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
-    monkeypatch.setattr(idx, "SYSTEM", {})
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nowhere_else")
 
 
 def digest(split: datasets.Split) -> str:

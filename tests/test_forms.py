@@ -26,16 +26,9 @@ from disk import (
 from PIL import Image
 
 from disguide_jax.errors import UserError, exit_status
-from disguide_jax.files import datasets, idx
+from disguide_jax.files import datasets
 
-
-@pytest.fixture(autouse=True)
-def _nowhere_else(tmp_path, monkeypatch) -> None:
-    """What data_dir "" means is empty, and so is the home."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(idx, "SYSTEM", {})
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nowhere_else")
 
 
 def check(name: str, data_dir: pathlib.Path | str, written: dict[str, np.ndarray]) -> None:

@@ -113,7 +113,10 @@ def test_a_wrong_range_is_found_out_and_the_right_one_named(tmp_path, monkeypatc
     wrong = ("--mean", "60", "--std", "5")
     assert run_script("evaluate_victim", monkeypatch, *look, *wrong) == 0
     said = capsys.readouterr().out
-    assert "With --mean 0.5 --std 0.5 (images in [-1, 1]) it is right on 98.8% of" in said
+    assert (
+        "With --mean 0.5 --std 0.5 (images in [-1, 1]) it is right on 98.8% of the first 500"
+        in said
+    )
     space = ("--input_space", "pre-transform")
     assert run_script("evaluate_victim", monkeypatch, *look, *space) == 0
     assert "accuracy 0.9880" in capsys.readouterr().out
@@ -124,10 +127,10 @@ def test_a_wrong_range_is_found_out_and_the_right_one_named(tmp_path, monkeypatc
 def test_advice_names_what_is_best_and_nothing_that_is_worse():
     known = usual(3)
     assert {len(part) for pair in known.values() for part in pair} == {3}
-    shares = dict.fromkeys(known, 0.2) | {"ImageNet": 0.7}
-    (line,) = advice(shares, known, 0.3)
+    shares = dict.fromkeys(known, 20) | {"ImageNet": 70}
+    (line,) = advice(shares, known, 30, 100)
     assert "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 (ImageNet)" in line
-    assert "70.0%" in line
-    (line,) = advice(dict.fromkeys(known, 0.2), known, 0.3)
+    assert "70.0% of the first 100 images, as told on 30.0%" in line
+    (line,) = advice(dict.fromkeys(known, 20), known, 30, 100)
     assert line.startswith("No usual normalisation does better")
     assert len(usual(1)) == 5  # three ranges, two data sets in gray

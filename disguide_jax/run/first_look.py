@@ -79,12 +79,13 @@ def report(
         f"accuracy {right / len(answers):.4f}: {right:,} of {len(answers):,} {dataset} images",
     ]
     if right < DOUBTFUL * len(answers):
-        few = test.images[:NUM_TRIED], test.labels[:NUM_TRIED]
-        shares = {
-            name: float((named(other, few[0]) == few[1]).mean())
-            for name, other in usual(info.channels).items()
+        known, labels = usual(info.channels), test.labels[:NUM_TRIED]
+        right_with = {
+            name: int((named(other, test.images[:NUM_TRIED]) == labels).sum())
+            for name, other in known.items()
         }
-        lines += advice(shares, usual(info.channels), float((answers[:NUM_TRIED] == few[1]).mean()))
+        as_told = int((answers[:NUM_TRIED] == labels).sum())
+        lines += advice(right_with, known, as_told, len(labels))
     return "\n".join(lines)
 
 
@@ -95,20 +96,22 @@ def usual(channels: int) -> dict[str, Normalisation]:
     return ranges | trained
 
 
-def advice(shares: dict[str, float], known: dict[str, Normalisation], as_told: float) -> list[str]:
+def advice(
+    right_with: dict[str, int], known: dict[str, Normalisation], as_told: int, num: int
+) -> list[str]:
     """Which normalisation fits, in words.
 
     Args:
-      shares: accuracy with each, by its name.
+      right_with: how many images are classified rightly with each, by its name.
       known: what they are.
-      as_told: accuracy with the one that was used.
+      as_told: how many with the one that was used.
+      num: of how many images.
     """
-    best = max(shares, key=lambda name: shares[name])
-    if shares[best] <= as_told:
-        tried = ", ".join(shares)
-        return [f"No usual normalisation does better; tried: {tried}."]
+    best = max(right_with, key=lambda name: right_with[name])
+    if right_with[best] <= as_told:
+        return [f"No usual normalisation does better; tried: {', '.join(right_with)}."]
     mean, std = (" ".join(f"{value:.6g}" for value in part) for part in known[best])
     return [
         f"That is little. With --mean {mean} --std {std} ({best}) it is right on "
-        f"{shares[best]:.1%} of the first {NUM_TRIED:,} images, as told on {as_told:.1%}."
+        f"{right_with[best] / num:.1%} of the first {num:,} images, as told on {as_told / num:.1%}."
     ]

@@ -128,6 +128,12 @@ class Config:
     rounds_per_call: int = setting(
         0, "rounds in one call of the compiled step; 0 suits the backend", least=0, resume=True
     )
+    devices: int = setting(
+        0,
+        "of this machine that share the run, each with a part of every batch; 0: all",
+        least=0,
+        resume=True,
+    )
     log_every_queries: int = setting(25_600, "between lines of metrics", least=1, resume=True)
     evaluate_every_queries: int = setting(
         100_000, "between evaluations on the test images", least=1

@@ -38,8 +38,9 @@ class TinyDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         x = x.reshape(-1, 8, 4, 8, 4, 3).mean(axis=(2, 4))
+        x = nn.Dense(8, name="hidden")(x.reshape(-1, 8 * 8 * 3))  # in the dtype of the weights
         x = BatchNorm(name="norm")(x, train=train)
-        return nn.Dense(1, name="fc")(x.reshape(-1, 8 * 8 * 3)).reshape(-1)
+        return nn.Dense(1, name="fc")(x).reshape(-1)
 
 
 def config(**changes: Any) -> Config:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from disguide_jax.config import Config
-from disguide_jax.core import backend, pixels
+from disguide_jax.core import backend, mesh, pixels
 from disguide_jax.core.answers import Answers, to_labels
 from disguide_jax.core.types import (
     Array,
@@ -91,7 +91,7 @@ class Method(NamedTuple):
 
 def account(state: TrainState, answers: Array) -> TrainState:
     """Counts answered images, by class. The one accountant."""
-    counts = jnp.bincount(to_labels(answers), length=len(state.answered))
+    counts = jnp.bincount(to_labels(answers), length=len(state.answered)).astype(jnp.int32)
     return state.replace(queries=state.queries + len(answers), answered=state.answered + counts)
 
 
@@ -198,7 +198,7 @@ def drive(parts: Round, dtype: jnp.dtype) -> Drive:
 
 def end_round(state: TrainState) -> TrainState:
     """The state when all parts of a round have been played."""
-    return state.replace(round=state.round + 1)
+    return mesh.settled(state.replace(round=state.round + 1))
 
 
 def repeat[Carry](

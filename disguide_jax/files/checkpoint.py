@@ -170,6 +170,7 @@ class Checkpoints:
         capacity = len(ring.images)
         count = _num_inserted(last, queries, head, size, capacity) if self._replay_too else 0
         new = segments.Segment(f"{round_:09}", (head - count) % capacity, count)
+        pieces = segments.cut(new, ring)
         leaves = _flatten(state)
         manifest = Manifest(
             round=round_,
@@ -182,14 +183,14 @@ class Checkpoints:
                 for path, leaf in leaves.items()
                 if isinstance(leaf, Array) and _is_key(leaf)
             },
-            segments=segments.live((*(last.segments if last else ()), new), capacity),
+            segments=segments.live((*(last.segments if last else ()), *pieces), capacity),
             files={},
         )
         if self._device_room is None:  # before any block lies there
             self._device_room = segments.spare_device_bytes(ring.images)
-        blocks = segments.take(ring, new, self._device_room)
+        taken = {piece: segments.take(ring, piece, self._device_room) for piece in pieces}
         small = _copy({path: leaf for path, leaf in leaves.items() if path not in RING})
-        self._writing = self._thread.submit(self._write, manifest, new, blocks, small)
+        self._writing = self._thread.submit(self._write, manifest, taken, small)
 
     def wait(self) -> None:
         """Returns when everything given to `save` is on the disk.
@@ -223,19 +224,20 @@ class Checkpoints:
     def _write(
         self,
         manifest: Manifest,
-        new: segments.Segment,
-        blocks: segments.Blocks,
+        taken: dict[segments.Segment, segments.Blocks],
         small: dict[str, Array],
     ) -> None:
         """Writes a checkpoint, then deletes what none of those kept needs. In the thread."""
         whole = self._directory / manifest.name
         part = self._directory / f"{manifest.name}.part"
-        num_bytes = sum(x.nbytes for block in blocks for x in block)
+        num_bytes = sum(x.nbytes for blocks in taken.values() for block in blocks for x in block)
         num_bytes += sum(x.nbytes for x in small.values())
         inherited = self._kept[-1].files if self._kept else {}
         try:
             part.mkdir()
-            files = segments.write_segment(self._directory, new, blocks)
+            files: dict[str, tuple[int, int]] = {}
+            for piece, blocks in taken.items():
+                files |= segments.write_segment(self._directory, piece, blocks)
             files |= {
                 path: inherited[path] for path in segments.paths(manifest.segments) - files.keys()
             }
@@ -284,8 +286,9 @@ class Checkpoints:
             leaves[path] = jax.random.wrap_key_data(leaves[path], impl=impl)
         ring = segments.load_ring(self._directory, manifest.segments, template.replay)
         leaves |= zip(RING, ring, strict=True)
-        treedef = jax.tree.structure(template)
-        return jax.tree.unflatten(treedef, [leaves[path] for path in _flatten(template)])
+        flat = _flatten(template)
+        placed = [jax.device_put(leaves[path], like.sharding) for path, like in flat.items()]
+        return jax.tree.unflatten(jax.tree.structure(template), placed)
 
 
 def bytes_on_disk(template: Saved, *, interval: int, budget: int, replay_too: bool = True) -> int:

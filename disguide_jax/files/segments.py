@@ -1,7 +1,9 @@
 """Entries of the replay on their way between the device's ring and a checkpoint's files.
 
 A segment is what was inserted since the checkpoint before: raw bytes, oldest first, in
-`replay/NAME.images` and `replay/NAME.answers`. They go in blocks, of which the last may be padded.
+`replay/NAME.images` and `replay/NAME.answers`. Of a ring that is split over devices it is cut at
+their borders, and each part is read off its own device. Entries go in blocks, of which the last
+may be padded.
 """
 
 import collections
@@ -17,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from disguide_jax.core import mesh
 from disguide_jax.core.replay import Replay
 from disguide_jax.core.types import Array
 from disguide_jax.files import atomic
@@ -44,6 +47,19 @@ def live(segments: Iterable[Segment], capacity: int) -> tuple[Segment, ...]:
     return tuple(reversed(needed))
 
 
+def cut(segment: Segment, ring: Replay) -> tuple[Segment, ...]:
+    """A segment in pieces that each lie on one device, oldest first; itself on a single one."""
+    capacity, part = len(ring.images), _part(ring.images)
+    if part == capacity:
+        return (segment,)
+    pieces, first, left = [], segment.first, segment.num
+    while left:
+        num = min(left, part - first % part)
+        pieces.append(Segment(f"{segment.name}-{first}", first, num))
+        first, left = (first + num) % capacity, left - num
+    return tuple(pieces)
+
+
 def paths(segments: Iterable[Segment]) -> set[str]:
     """Their files, as seen from the directory of the checkpoints."""
     return {path for segment in segments for path in _paths(segment)}
@@ -54,23 +70,25 @@ def _paths(segment: Segment) -> tuple[str, str]:
 
 
 def spare_device_bytes(array: Array) -> float:
-    """Half of what the device has never needed yet; inf where blocks lie in host memory."""
-    (device,) = array.devices()
-    stats = device.memory_stats() or {}
-    if "bytes_limit" not in stats:
+    """Half of what a device has never needed yet; inf where blocks lie in host memory."""
+    found = [shard.device.memory_stats() or {} for shard in array.addressable_shards]
+    if not all("bytes_limit" in stats for stats in found):
         return math.inf
-    return (stats["bytes_limit"] - stats["peak_bytes_in_use"]) // 2
+    return min(stats["bytes_limit"] - stats["peak_bytes_in_use"] for stats in found) // 2
 
 
 def take(ring: Replay, segment: Segment, room: float) -> Blocks:
-    """Copies of a segment's entries, in blocks of one size so that one program serves all.
+    """Copies of the entries of a piece, in blocks of one size so that one program serves all.
 
-    They stay on the device until they are written, as far as `room`, in bytes, goes.
+    They stay on their device until they are written, as far as `room`, in bytes, goes.
     """
-    rows = _block_rows(ring.images)
+    part = _part(ring.images)
+    images, answers = (_shard(x, segment.first // part) for x in (ring.images, ring.answers))
+    first, rows = segment.first % part, _block_rows(images)
     blocks: Blocks = collections.deque()
     for start in range(0, segment.num, rows):
-        block = _take_block(ring.images, ring.answers, segment.first + start, num=rows)
+        with mesh.use_one(images):
+            block = _take_block(images, answers, first + start, num=rows)
         room -= sum(x.nbytes for x in block)
         blocks.append(block if room >= 0 else jax.device_get(block))
     return blocks
@@ -111,9 +129,11 @@ def load_ring(
     """
     images_like, answers_like = template.images, template.answers
     ring = (
-        jnp.zeros(images_like.shape, images_like.dtype),
-        jnp.zeros(answers_like.shape, answers_like.dtype),
+        jnp.zeros(images_like.shape, images_like.dtype, device=images_like.sharding),
+        jnp.zeros(answers_like.shape, answers_like.dtype, device=answers_like.sharding),
     )
+    placed = images_like.sharding, answers_like.sharding
+    put_block = jax.jit(_put_block, donate_argnums=(0, 1), out_shardings=placed)
     rows = _block_rows(template.images)
     for segment in segments:
         names = _paths(segment)
@@ -127,7 +147,7 @@ def load_ring(
                     _read_rows(file, like, num, rows)
                     for file, like in zip((images, answers), ring, strict=True)
                 )
-                ring = _put_block(*ring, block, segment.first + start, num)
+                ring = put_block(*ring, block, segment.first + start, num)
     return ring
 
 
@@ -146,7 +166,17 @@ def _take_block(images: Array, answers: Array, first: int, *, num: int) -> tuple
     return rows_of(images), rows_of(answers)
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _part(images: Array) -> int:
+    """How many entries of a ring a device holds: all of them, or an equal part."""
+    return images.sharding.shard_shape(images.shape)[0]
+
+
+def _shard(ring: Array, number: int) -> Array:
+    """A part of the ring, as an array on the one device that is asked for it."""
+    start = number * _part(ring)
+    return next(s.data for s in ring.addressable_shards if (s.index[0].start or 0) == start)
+
+
 def _put_block(
     images: Array, answers: Array, block: tuple[Array, Array], first: int, num: int
 ) -> tuple[Array, Array]:

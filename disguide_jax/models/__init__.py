@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from disguide_jax.core import mesh
 from disguide_jax.core.types import Array, Key, Net, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.models import brought, lenet, vgg, wide_resnet
@@ -208,6 +209,7 @@ def as_net(module: nn.Module, example: jax.ShapeDtypeStruct) -> Net:
 
     def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
         mutable = ["batch_stats"] if train else []
+        x = mesh.over_batch(x)
         out, updated = module.apply(variables._asdict(), x, train=train, mutable=mutable)
         return out, updated.get("batch_stats", {}) if train else variables.batch_stats
 

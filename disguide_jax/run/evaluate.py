@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax.core import backend, pixels
+from disguide_jax.core import backend, mesh, pixels
 from disguide_jax.core.answers import hard_vote, soft_vote, to_labels
 from disguide_jax.core.types import Array, Net, Variables
 from disguide_jax.errors import UserError
@@ -58,6 +58,7 @@ def make_test_set(
       batch_size: N, if not what suits the backend; the last batch is padded.
     """
     batch_size = min(batch_size or backend.tested_at_once(images.shape[1]), len(images))
+    batch_size += -batch_size % mesh.num_parts()
     padding = -len(images) % batch_size
     images = np.pad(images, [(0, padding)] + [(0, 0)] * 3)
     unknown = np.full(len(victim_labels), PADDING)
@@ -66,11 +67,12 @@ def make_test_set(
         padded = np.pad(values, (0, padding), constant_values=PADDING).astype(np.int32)
         return jnp.asarray(padded.reshape(-1, batch_size))
 
-    return TestSet(
+    test_set = TestSet(
         jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:])),
         batches(unknown if labels is None else labels),
         batches(victim_labels),
     )
+    return mesh.on_all(test_set)
 
 
 def labels_of(victim: Victim, images: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from disguide_jax import paths
 from disguide_jax.config import Config
-from disguide_jax.core import losses, pixels, stages
+from disguide_jax.core import losses, mesh, pixels, stages
 from disguide_jax.core.exchange import make_call
 from disguide_jax.core.types import Array, Metrics, Net, Optimizers, Stage, TrainState, Variables
 from disguide_jax.errors import Stopped, UserError
@@ -66,7 +66,7 @@ def train_and_evaluate(
     """
     workdir = paths.expanded(workdir)
     summary_path = workdir / "summary.json"
-    programs.resolve(config)
+    num_devices = programs.resolve(config).devices
     contents, places = asked.contents_of(config), asked.places_of(config)
     config, started = session.take_up(workdir, config, contents, places, extend=extend)
     if (
@@ -77,13 +77,14 @@ def train_and_evaluate(
         print(f"{workdir} is finished: see {summary_path}. Nothing to do.")
         return json.loads(summary_path.read_text())
 
-    program = programs.build(config)
-    needs.check_fits(program, workdir)
-    try:
-        summary = run(program, workdir, contents, places, started)
-    except Spent:
-        print("What was sent more than once leaves less for the last rounds.", flush=True)
-        return train_and_evaluate(config, workdir, extend=extend)
+    with mesh.use(mesh.make(jax.devices()[:num_devices])):
+        program = programs.build(config)
+        needs.check_fits(program, workdir)
+        try:
+            summary = run(program, workdir, contents, places, started)
+        except Spent:
+            print("What was sent more than once leaves less for the last rounds.", flush=True)
+            return train_and_evaluate(config, workdir, extend=extend)
     print(summaries.report(summary), flush=True)
     if config.guard != "off":
         for hint in advice.advise(workdir_files.read_log(workdir)):

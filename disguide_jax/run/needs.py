@@ -40,10 +40,12 @@ def describe(program: Program, test_set: evaluate.TestSet, workdir: pathlib.Path
         + (f", {left_over:,} left over and not sent" if left_over else ""),
         "rates": _rates(program),
         "replay": f"{len(replay.images):,} images in {config.replay.dtype}, "
-        f"{_size(_num_bytes(replay))} on the device"
+        f"{_size(_num_bytes(replay))} on {_device(config)}"
         if program.method.keeps_replay
         else f"none in {config.method}",
-        "device": f"{backend.describe()}, {config.precision}, "
+        "device": f"{backend.describe()}, "
+        + (f"{config.devices} of them, " if config.devices > 1 else "")
+        + f"{config.precision}, "
         + f"{config.rounds_per_call} round{'s' * (config.rounds_per_call > 1)} a call",
         "disk": f"at most {_size(_bytes_on_disk(config, template))} of checkpoints"
         + (" and ledger" if config.victim.endpoint else ""),
@@ -84,7 +86,7 @@ def check_fits(program: Program, workdir: pathlib.Path) -> None:
     needed, replay = _num_bytes(program.template), program.template.replay
     available = _device_memory()
     if available and needed > available:
-        said = f"the run needs {_size(needed)} on the device"
+        said = f"the run needs {_size(needed)} on {_device(program.config)}"
         if not program.method.keeps_replay:
             raise UserError(
                 f"{said}; there are {_size(available)}. Choose smaller networks or fewer images."
@@ -112,9 +114,15 @@ def _count(network: Variables | Learner, share: int = 1) -> str:
     return f"{sum(math.prod(x.shape) for x in jax.tree.leaves(network.params)) // share:,}"
 
 
+def _device(config: Config) -> str:
+    return "each device" if config.devices > 1 else "the device"
+
+
 def _num_bytes(tree: Any) -> int:
+    """Of shapes, on each of the devices that they say they are on."""
     leaves = (x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+    shapes = ((x.sharding.shard_shape(x.shape) if x.sharding else x.shape, x.dtype) for x in leaves)
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
 
 def _bytes_on_disk(config: Config, template: TrainState) -> int:

@@ -14,7 +14,7 @@ import optax
 
 from disguide_jax import models
 from disguide_jax.config import Config, spelled_out, validate
-from disguide_jax.core import backend, images, learn, replay, stages, streams
+from disguide_jax.core import backend, images, learn, mesh, replay, stages, streams
 from disguide_jax.core.exchange import Drive, Kit, Method, Play, Round, drive, fuse
 from disguide_jax.core.types import (
     Array,
@@ -111,6 +111,8 @@ def resolve(config: Config) -> Config:
     if method.learns_from_file:
         config.replay.size = transfer.num_images(config.offline.queries)
     config.rounds_per_call = config.rounds_per_call or backend.rounds_a_call()
+    config.devices = config.devices or jax.device_count()
+    refuse_uneven(config, method)
     kept, config.query_dtype = config.replay.dtype, query_dtype(config)
     if method.keeps_replay and kept not in ("float32", config.query_dtype):
         raise UserError(
@@ -120,8 +122,25 @@ def resolve(config: Config) -> Config:
     return config
 
 
+def refuse_uneven(config: Config, method: Method) -> None:
+    """Raises UserError for devices that there are not, or that cannot share the run evenly."""
+    num, there = config.devices, jax.device_count()
+    if num > there:
+        raise UserError(f"config.devices is {num}; JAX finds {there} here ({backend.describe()})")
+    parted = {"batch_size": config.batch_size}
+    if method.keeps_replay and not method.learns_from_file:
+        parted["replay.size"] = config.replay.size
+    for key, value in parted.items():
+        if value % num:
+            fitting = [n for n in range(1, there + 1) if not any(x % n for x in parted.values())]
+            raise UserError(
+                f"config.{key} is {value:,}, which {num} devices cannot share evenly; choose a "
+                f"multiple of {num}, or config.devices={fitting[-1]}"
+            )
+
+
 def build(config: Config) -> Program:
-    """Loads the victim and makes everything else, on the device.
+    """Loads the victim and makes everything else, on the devices in use.
 
     Raises:
       UserError: something in the configuration, the weights or the data is wrong.
@@ -134,9 +153,9 @@ def build(config: Config) -> Program:
         method=method_of(config),
         stages=stages,
         kits=kits,
-        victim=victim,
+        victim=mesh.on_all(victim) if isinstance(victim, network.Victim) else victim,
         about_victim=about,
-        template=template,
+        template=mesh.like(template),
     )
 
 
@@ -314,7 +333,7 @@ def init_state(kit: Kit) -> TrainState:
         replay=replay.init(config.replay.size if method.keeps_replay else 1, images, answered),
         average=learn.start_average(clones) if config.clones.average_decay else (),
     )
-    return state.replace(extra=method.init(kit, state))
+    return mesh.settled(state.replace(extra=method.init(kit, state)))
 
 
 def round_of(kit: Kit, stage: Stage) -> Round:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from disguide_jax.config import Config, validate
-from disguide_jax.core import exchange, learn
+from disguide_jax.core import exchange, learn, mesh
 from disguide_jax.core import images as core_images
 from disguide_jax.core.types import Array, Learner, TrainState
 from disguide_jax.errors import UserError
@@ -27,7 +27,16 @@ NUM_NOISE, NOISE_BATCH = 10_000, 500  # test images where they are noise, as man
 
 
 def bench_round(config: Config, seconds: float, vary: Sequence[str], say: Say) -> Iterator[Row]:
-    """A round, its parts and, where keys are to `vary`, how it grows with them."""
+    """A round, its parts and, where keys are to `vary`, how it grows with them.
+
+    On as many devices as a run of this configuration takes.
+    """
+    devices = jax.devices()[: program.resolve(config).devices]
+    with mesh.use(mesh.make(devices)):
+        yield from _measure_round(config, seconds, vary, say)
+
+
+def _measure_round(config: Config, seconds: float, vary: Sequence[str], say: Say) -> Iterator[Row]:
     variations = [variation for text in vary for variation in parse_variations(config, text)]
     config = without_files(config, say)
     run = program.build(config)

@@ -18,4 +18,4 @@ def select[Tree](condition: Array, tree: Tree, other: Tree) -> Tree:
 
 def write(buffer: Array, rows: Array, at: Array) -> Array:
     """Rows written from index `at` on; they fit."""
-    return jax.lax.dynamic_update_slice(buffer, rows, (at, *[0] * (rows.ndim - 1)))
+    return jax.lax.dynamic_update_slice_in_dim(buffer, rows, at, axis=0)

@@ -1,0 +1,89 @@
+"""The devices that share one run: batches and the replay are split over them, nothing else.
+
+Every device holds all networks and its part of the replay. A batch is split where it enters a
+network, which `over_batch` says and XLA then carries on: a mean over the batch is the mean over
+all devices, so that a round computes what it computes on one device, but for the order of its
+sums. Without a mesh in use, which is how one device runs, nothing here does anything.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from disguide_jax.core.types import Array, TrainState
+
+BATCH = "batch"  # the axis of devices that a batch, and the replay, are split over
+
+
+def make(devices: Sequence[jax.Device]) -> Mesh | None:
+    """These devices in a row; None for a single one."""
+    if len(devices) == 1:
+        return None
+    return jax.make_mesh((len(devices),), (BATCH,), (AxisType.Auto,), devices=devices)
+
+
+def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """What is traced and run in this block is so on all devices of the mesh."""
+    return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+
+
+def use_one(array: Array) -> contextlib.AbstractContextManager[Any]:
+    """What is run in this block is so on the one device that holds this part of an array."""
+    if jax.sharding.get_mesh().empty:
+        return contextlib.nullcontext()
+    (device,) = array.devices()
+    return jax.set_mesh(jax.make_mesh((1,), (BATCH,), (AxisType.Auto,), devices=[device]))
+
+
+def over_batch(x: Array) -> Array:
+    """The same array, split along its first axis over the devices in use, if it can be evenly."""
+    num = num_parts()
+    if num == 1 or x.shape[0] % num:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH))
+
+
+def num_parts() -> int:
+    """Into how many parts a batch is split where this is called."""
+    return jax.sharding.get_abstract_mesh().shape.get(BATCH, 1)
+
+
+def settled(state: TrainState) -> TrainState:
+    """The state with every leaf where it belongs, in a traced function.
+
+    What XLA would choose by itself may differ from what the function was given, and a buffer of
+    another layout is not written in place.
+    """
+    if num_parts() == 1:
+        return state
+    return jax.tree.map(jax.lax.with_sharding_constraint, state, _specs(state))
+
+
+def like(state: TrainState) -> TrainState:
+    """The shapes of a state, and where its leaves belong."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return state
+
+    def placed(x: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, state, _specs(state))
+
+
+def on_all[Tree](tree: Tree) -> Tree:
+    """The same arrays, on every device in use."""
+    mesh = jax.sharding.get_mesh()
+    return tree if mesh.empty else jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def _specs(state: TrainState) -> TrainState:
+    """Where each leaf of a state belongs: the replay in parts, all else on every device."""
+    specs = jax.tree.map(lambda _: P(), state)
+    if len(state.replay.images) % num_parts():  # a method that replays nothing keeps one image
+        return specs
+    return specs.replace(replay=specs.replay.replace(images=P(BATCH), answers=P(BATCH)))

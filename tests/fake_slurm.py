@@ -32,7 +32,8 @@ def sbatch(here: pathlib.Path, script: str) -> None:
         (here / f"{task}.state").write_text("PENDING")
     most = array[2] if array else "1"
     command = [sys.executable, __file__, "play", str(kept), most, *tasks]
-    subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    nowhere = subprocess.DEVNULL  # or else who called us waits for its end
+    subprocess.Popen(command, start_new_session=True, stdout=nowhere, stderr=nowhere)
     print(f"Submitted batch job {number}")
 
 

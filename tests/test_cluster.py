@@ -179,7 +179,7 @@ def test_what_slurm_or_submitit_refuse_is_one_message(slurm, tmp_path):
         launcher(tmp_path, "partitoin=gpu")
     with pytest.raises(UserError, match="--jobs is 0"):
         launcher(tmp_path, jobs=0)
-    with pytest.raises(UserError, match="refused .*invalid partition specified: none"):
+    with pytest.raises(UserError, match=r"refused .*invalid partition specified: none"):
         launcher(tmp_path, "partition=none")(tasks_of(tmp_path, 2))
     (slurm / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
     (tmp_path / "w0" / "job.txt").write_text("7")

@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 from disguide_jax.errors import Stopped, UserError
 from disguide_jax.run import signals
 
+ROOT = pathlib.Path(__file__).parents[2]
+
 
 class Task(NamedTuple):
     """A program to run, and where what its runs leave is kept."""
@@ -24,8 +26,8 @@ class Task(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The command, to be pasted."""
-        return shlex.join(["python", *self.command[1:]])
+        """The command, to be pasted where the project is."""
+        return shlex.join(["python", *(word.removeprefix(f"{ROOT}/") for word in self.command[1:])])
 
     def has_results(self) -> bool:
         """Whether all of its runs have left theirs."""

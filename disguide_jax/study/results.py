@@ -20,9 +20,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.files import workdir
 from disguide_jax.run import pictures
 from disguide_jax.settings import set_value
-from disguide_jax.study.launch import Launcher, Task, local
-
-ROOT = pathlib.Path(__file__).parents[2]
+from disguide_jax.study.launch import ROOT, Launcher, Task, local
 
 
 def load_config(name: str) -> Any:

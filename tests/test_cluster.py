@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from disguide_jax.errors import UserError
+from disguide_jax.run import signals
 from disguide_jax.study import cluster, reproduce, results
 from disguide_jax.study.launch import Task
 from disguide_jax.study.results import Cell
@@ -226,3 +227,16 @@ def test_a_study_is_submitted_killed_repeated_and_finished(slurm, tmp_path, caps
     assert results.load(tmp_path / "results", cells[0], 1).summary["queries"] == 40
     assert "2 of 2 runs have finished\n" in capsys.readouterr().out
     assert len(list(slurm.glob("*.sh"))) == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGUSR2])
+def test_what_a_cluster_announces_asks_to_stop_however_often_it_is_said(signum):
+    with signals.stop_requests() as stop:
+        for each in (signum, signum, signal.SIGHUP):
+            signal.raise_signal(each)
+    assert stop == [signum, signal.SIGHUP]
+    with signals.stop_requests() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signum)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the second stops at once"
+    assert stop == [signal.SIGTERM, signum]

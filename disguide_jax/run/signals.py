@@ -25,8 +25,9 @@ def stop_requests() -> Iterator[list[int]]:
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         del frame
-        received.append(signum)
-        if len(received) > 1:
+        if signum not in received:
+            received.append(signum)
+        if len(received) > 1 or signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             return
         for each in URGENT:
             signal.signal(each, signal.SIG_DFL)

@@ -12,7 +12,7 @@ from made_up import write_result
 from PIL import Image
 
 from disguide_jax.errors import UserError
-from disguide_jax.study import paper, reproduce, studies
+from disguide_jax.study import launch, paper, reproduce, studies
 from disguide_jax.study.results import Cell, load_all
 from disguide_jax.study.studies import STUDIES
 
@@ -48,7 +48,7 @@ def read(path):
 @pytest.mark.parametrize("scale", ["full", "medium", "small"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_is_made_from_results_alone(study, scale, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "prepare_victims", lambda *_, **__: None)
+    monkeypatch.setattr(reproduce, "prepare_victims", lambda *_, **__: True)
     finish(study, scale, tmp_path)
     reproduce.reproduce(**arguments(study, scale, tmp_path))
     cells = set(filter(None, STUDIES[study].cells[scale]))
@@ -63,7 +63,7 @@ def test_every_study_is_made_from_results_alone(study, scale, tmp_path, capsys, 
 
 
 def test_table1_has_the_papers_numbers_beside_ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "prepare_victims", lambda *_, **__: None)
+    monkeypatch.setattr(reproduce, "prepare_victims", lambda *_, **__: True)
     finish("table1", "full", tmp_path)
     reproduce.reproduce(**arguments("table1", "full", tmp_path))
     rows = read(tmp_path / "results/full/table1.csv")
@@ -203,6 +203,8 @@ def test_a_victim_far_below_the_papers_stops_the_comparison(tmp_path, monkeypatc
     prepare = functools.partial(
         reproduce.prepare_victims,
         {weights: "python none.py --config none"},
+        launch.local(),
+        folder=tmp_path,
         data_dir="",
         dry_run=False,
     )

@@ -7,24 +7,30 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+URGENT = (signal.SIGTERM, signal.SIGINT)  # the second one stops at once
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGTERM, SIGINT and SIGHUP append themselves to, so that a call can be finished.
+    """A list that signals append themselves to, so that the call under way can be finished.
 
-    After the first one a second SIGTERM or SIGINT stops at once. A terminal that goes away says
-    so more than once, and `nohup` has it say nothing.
+    They are SIGTERM, SIGINT, SIGHUP, and SIGUSR1 and SIGUSR2, with which a cluster announces that
+    it will take its machine back. After the first one a second SIGTERM or SIGINT stops at once.
+    A cluster and a terminal that goes away say so more than once, and `nohup` has it say nothing.
     """
     received: list[int] = []
-    signals = [signal.SIGTERM, signal.SIGINT]
+    signals = [*URGENT, signal.SIGUSR1, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signals.append(signal.SIGHUP)
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         del frame
-        received.append(signum)
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
+        if signum not in received:
+            received.append(signum)
+        if len(received) > 1 or signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            return
+        for each in URGENT:
+            signal.signal(each, signal.SIG_DFL)
         with contextlib.suppress(RuntimeError):  # in the middle of another print
             print("\nStopping once this is saved; once more stops at once.", flush=True)
 

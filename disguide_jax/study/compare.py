@@ -1,9 +1,10 @@
 """Methods side by side on one victim and one budget."""
 
 import pathlib
+from collections.abc import Sequence
 
 from disguide_jax.errors import UserError
-from disguide_jax.study import flops, tables
+from disguide_jax.study import cluster, flops, tables
 from disguide_jax.study.results import ROOT, Cell, Result, load_all, run_missing
 
 SHARES = (0.8, 0.9, 0.95)  # of the victim's accuracy, whose queries are compared
@@ -17,7 +18,9 @@ def compare(
     seeds: int,
     results: pathlib.Path,
     workdirs: pathlib.Path,
-    jobs: int = 1,
+    jobs: int | None = None,
+    launcher: str = "local",
+    slurm: Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
     """Runs what is missing, then writes table and figure.
@@ -28,7 +31,9 @@ def compare(
       seeds: each is run with 0, 1, ... below it.
       results: where finished runs leave their summary and log, and where the table is written.
       workdirs: where runs have their workdirs.
-      jobs: runs at a time.
+      jobs: runs at a time; None is 1, and on a cluster as many as it lets.
+      launcher: what runs them, of cluster.LAUNCHERS.
+      slurm: submitit's parameters, each as KEY=VALUE.
       dry_run: only print the commands.
 
     Raises:
@@ -42,16 +47,16 @@ def compare(
     suffix = f":{variant}" if variant else ""
     cells = [Cell(family, name + suffix) for name in names]
     check_comparable(cells)
-    run_missing(
+    finished = run_missing(
         cells,
         range(seeds),
         results=results,
         workdirs=workdirs,
         least_hours=flops.least_extraction_hours,
-        jobs=jobs,
+        launcher=cluster.choose(launcher, jobs=jobs, slurm=slurm, folder=workdirs / "slurm"),
         dry_run=dry_run,
     )
-    if dry_run:
+    if not finished:
         return
     found = {cell: load_all(results, cell, range(seeds)) for cell in cells}
     found = dict(

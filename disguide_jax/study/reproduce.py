@@ -6,10 +6,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from disguide_jax.errors import Stopped, UserError
+from disguide_jax.errors import UserError
 from disguide_jax.files import weights
-from disguide_jax.run import needs, signals
-from disguide_jax.study import flops, tables
+from disguide_jax.run import needs
+from disguide_jax.study import cluster, flops, tables
+from disguide_jax.study.launch import Launcher, Task
 from disguide_jax.study.paper import FULL, MEDIUM, REHEARSAL, SMALL, VICTIM_MARGIN, VICTIMS
 from disguide_jax.study.results import ROOT, Cell, Result, load_all, load_config, run_missing
 from disguide_jax.study.studies import STUDIES
@@ -26,7 +27,9 @@ def reproduce(
     workdirs: pathlib.Path,
     only: Sequence[str] = (),
     data_dir: str = "",
-    jobs: int = 1,
+    jobs: int | None = None,
+    launcher: str = "local",
+    slurm: Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
     """Runs what is missing, then writes the table or figure of all that has finished.
@@ -39,7 +42,9 @@ def reproduce(
       workdirs: where runs have their workdirs.
       only: configurations whose runs are made; () makes those of all.
       data_dir: where the images lie, for every run and training.
-      jobs: runs at a time.
+      jobs: runs at a time; None is 1, and on a cluster as many as it lets.
+      launcher: what runs them, of cluster.LAUNCHERS.
+      slurm: submitit's parameters, each as KEY=VALUE.
       dry_run: only print the commands.
 
     Raises:
@@ -47,6 +52,7 @@ def reproduce(
     """
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; it must be at least 1")
+    launch = cluster.choose(launcher, jobs=jobs, slurm=slurm, folder=workdirs / "slurm")
     shown, rehearsal = STUDIES[study], scale == REHEARSAL
     sizes = FULL if rehearsal else scale
     cells = {cell: rehearsed(cell) if rehearsal else cell for cell in shown.cells[sizes] if cell}
@@ -57,18 +63,22 @@ def reproduce(
     if not dry_run:
         for run in to_run.values():
             print(f"{run}: {needs.say_needs(run.load(0))}")
-    prepare_victims(victims_of(to_run), data_dir=data_dir, dry_run=dry_run)
-    run_missing(
+    victims, logs = victims_of(to_run), workdirs / "victims"
+    ready = prepare_victims(victims, launch, data_dir=data_dir, folder=logs, dry_run=dry_run)
+    if not ready and not dry_run:
+        print("The runs come after the victims: give the same command again when these are there.")
+        return
+    finished = run_missing(
         list(to_run.values()),
         range(seeds),
         results=results,
         workdirs=workdirs,
         least_hours=flops.least_extraction_hours,
-        jobs=jobs,
+        launcher=launch,
         extra=[f"--config.data_dir={data_dir}"] if data_dir else [],
         dry_run=dry_run,
     )
-    if dry_run:
+    if not finished:
         return
     found = {cell: load_all(results, run, range(seeds)) for cell, run in cells.items()}
     path = results / scale / study
@@ -100,37 +110,44 @@ def victims_of(cells: dict[Cell, Cell]) -> dict[str, str]:
     return victims
 
 
-def prepare_victims(victims: dict[str, str], *, data_dir: str, dry_run: bool) -> None:
+def prepare_victims(
+    victims: dict[str, str],
+    launcher: Launcher,
+    *,
+    data_dir: str,
+    folder: pathlib.Path,
+    dry_run: bool,
+) -> bool:
     """Trains the victims that are absent, and checks what all of them are worth.
+
+    Returns whether all are there; on a cluster they come later.
 
     Raises:
       UserError: training failed, or a victim is so much worse than the paper's that a
         comparison with the paper's numbers would mean little.
     """
+    ready = True
     for path, made_by in victims.items():
         if not pathlib.Path(path).exists():
-            train_victim(made_by, data_dir=data_dir, dry_run=dry_run)
-        if not dry_run:
+            task = training(made_by, data_dir=data_dir, folder=folder, announced=not dry_run)
+            ready &= launcher([task], watched=True, dry_run=dry_run)
+        if not dry_run and pathlib.Path(path).exists():
             check_victim(path)
+    return ready
 
 
-def train_victim(made_by: str, *, data_dir: str, dry_run: bool) -> None:
-    """Says what the training takes, and does it."""
+def training(made_by: str, *, data_dir: str, folder: pathlib.Path, announced: bool) -> Task:
+    """The task that makes a victim; `announced` says what it takes."""
     _, script, option, config = shlex.split(made_by)
     options = [f"--config.data_dir={data_dir}"] if data_dir else []
-    print(shlex.join(["python", script, option, config, *options]), flush=True)
-    if dry_run:
-        return
-    training = load_config(pathlib.Path(config).name.replace(".py", ""))
-    hours = flops.least_hours(flops.training_flops(training), training.precision)
-    print(f"That takes at least {hours:.2g} h: its FLOPs, as matrix products.", flush=True)
-    script, config = str(ROOT / script), str(ROOT / config)
-    with signals.stop_requests() as stop:
-        status = signals.run_child([sys.executable, script, option, config, *options], stop)
-    if stop and status:
-        raise Stopped(stop[0], "what was trained of the victim")
-    if status:
-        raise UserError("the victim's training did not end; the same command continues")
+    name = pathlib.Path(config).name
+    if announced:
+        print(shlex.join(["python", script, option, config, *options]), flush=True)
+        training = load_config(name.replace(".py", ""))
+        hours = flops.least_hours(flops.training_flops(training), training.precision)
+        print(f"That takes at least {hours:.2g} h: its FLOPs, as matrix products.", flush=True)
+    command = (sys.executable, str(ROOT / script), option, str(ROOT / config), *options)
+    return Task(f"the victim's training, {name}", command, folder / name.replace(":", "-"))
 
 
 def check_victim(path: str) -> None:

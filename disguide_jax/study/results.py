@@ -4,29 +4,23 @@ A finished run leaves `summary.json`, `metrics.jsonl` and its last `samples.png`
 RESULTS/<family>/<cell>/seed<N>/, and everything shown is computed from these files alone.
 """
 
-import concurrent.futures
 import contextlib
 import functools
 import importlib.util
 import json
-import os
 import pathlib
-import shlex
-import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from disguide_jax.config import Config
-from disguide_jax.errors import Stopped, UserError
+from disguide_jax.errors import UserError
 from disguide_jax.files import workdir
-from disguide_jax.run import pictures, signals
+from disguide_jax.run import pictures
 from disguide_jax.settings import set_value
-
-ROOT = pathlib.Path(__file__).parents[2]
+from disguide_jax.study.launch import ROOT, Launcher, Task, local
 
 
 def load_config(name: str) -> Any:
@@ -130,11 +124,11 @@ def run_missing(
     results: pathlib.Path,
     workdirs: pathlib.Path,
     least_hours: Callable[[Config], float],
-    jobs: int = 1,
+    launcher: Launcher | None = None,
     extra: Sequence[str] = (),
     dry_run: bool = False,
-) -> None:
-    """Runs what has not finished, continuing what was begun.
+) -> bool:
+    """Runs what has not finished, continuing what was begun; returns whether all has finished.
 
     Args:
       cells: of the study.
@@ -142,7 +136,7 @@ def run_missing(
       results: where finished runs leave their summary and log.
       workdirs: where runs have their workdirs.
       least_hours: what a run takes at least, to tell of those of a kind that has not run yet.
-      jobs: runs at a time.
+      launcher: what runs them; None is this machine, one at a time.
       extra: arguments for every run.
       dry_run: only print the commands.
 
@@ -150,52 +144,22 @@ def run_missing(
       UserError: a run failed; the others have been let finish.
       Stopped: SIGTERM, SIGINT or SIGHUP came, which runs under way have been told.
     """
-    from disguide_jax.core import backend  # tables need no JAX
-
-    if jobs < 1:
-        raise UserError(f"--jobs is {jobs}; it must be at least 1")
     runs = [(cell, seed) for seed in seeds for cell in dict.fromkeys(cells)]
     left = [(cell, seed) for cell, seed in runs if load(results, cell, seed) is None]
-    if dry_run:
-        for cell, seed in left:
-            print(shlex.join(["python", *_command(cell, seed, workdirs, extra)[1:]]))
-        return
-    estimate = _estimate(results, left, least_hours)
-    print(f"{len(runs) - len(left)} of {len(runs)} runs have finished{estimate}")
+    if not dry_run:
+        estimate = _estimate(results, left, least_hours)
+        print(f"{len(runs) - len(left)} of {len(runs)} runs have finished{estimate}", flush=True)
+    tasks = [_task(cell, seed, results, workdirs, extra) for cell, seed in left]
+    return (launcher or local())(tasks, dry_run=dry_run)
 
-    environment = os.environ | backend.memory_of_each(jobs)
 
-    def run(stop: Sequence[int], cell: Cell, seed: int) -> str | None:
-        """Says what went wrong, if anything did."""
-        if stop:
-            return None
-        workdir = _workdir(workdirs, cell, seed)
-        workdir.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        with (workdir / "output.txt").open("a") as output:
-            command = _command(cell, seed, workdirs, extra)
-            streams = {"stdout": output, "stderr": output}
-            status = signals.run_child(command, stop, env=environment, **streams)
-        if status:
-            said = (workdir / "output.txt").read_text(errors="replace").strip().splitlines()
-            return f"{cell}, seed {seed}: status {status}: {said[-1] if said else ''}"
-        target = results / cell.folder / f"seed{seed}"
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(max((workdir / "samples").iterdir()), target / "samples.png")
-        for name in ("metrics.jsonl", "summary.json"):  # the summary last: it says "finished"
-            shutil.copyfile(workdir / name, target / name)
-        accuracy = json.loads((target / "summary.json").read_text())["soft_vote_accuracy"]
-        seconds = time.monotonic() - started
-        print(f"{cell}, seed {seed}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True)
-        return None
-
-    with signals.stop_requests() as stop, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run, stop, cell, seed) for cell, seed in left]
-        failures = [failure for future in futures if (failure := future.result())]
-    if stop:
-        raise Stopped(stop[0], "what could be finished")
-    if failures:
-        raise UserError("\n".join(failures) + "\nThe same command again continues.")
+def _task(
+    cell: Cell, seed: int, results: pathlib.Path, workdirs: pathlib.Path, extra: Sequence[str]
+) -> Task:
+    workdir = _workdir(workdirs, cell, seed)
+    command = tuple(_command(cell, seed, workdirs, extra))
+    kept = ((workdir, results / cell.folder / f"seed{seed}"),)
+    return Task(f"{cell}, seed {seed}", command, workdir, kept)
 
 
 def _workdir(workdirs: pathlib.Path, cell: Cell, seed: int) -> pathlib.Path:

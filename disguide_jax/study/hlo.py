@@ -58,7 +58,7 @@ class Operation(NamedTuple):
 class Moved(NamedTuple):
     """What all operations of a sort do in one round."""
 
-    count: int
+    times: int
     num_bytes: int  # read and written
 
 
@@ -89,7 +89,7 @@ class Loop:
         moved: dict[str, Moved] = {}
         for op, new in zip(*self._count(self._body), strict=True):
             count, num_bytes = moved.get(op.sort, (0, 0))
-            moved[op.sort] = Moved(count + new.count, num_bytes + new.num_bytes)
+            moved[op.sort] = Moved(count + new.times, num_bytes + new.num_bytes)
         return dict(sorted(moved.items(), key=lambda item: -item[1].num_bytes))
 
     def convolutions(self) -> dict[str, int]:
@@ -100,7 +100,7 @@ class Loop:
             if labels and (op.kind == "convolution" or op.sort.startswith(CONVOLUTION)):
                 dtype = re.search(r"([a-z]\w*)\[", op.shape)
                 layout = "".join(AXES[axis] for axis in labels[1])
-                counts[f"{dtype[1] if dtype else '?'} {layout}"] += moved.count
+                counts[f"{dtype[1] if dtype else '?'} {layout}"] += moved.times
         return dict(counts.most_common())
 
     def _count(self, name: str) -> tuple[list[Operation], list[Moved]]:
@@ -110,7 +110,7 @@ class Loop:
             inner, times = self._inner(op)
             if inner:
                 ops += inner[0]
-                moved += [Moved(times * m.count, times * m.num_bytes) for m in inner[1]]
+                moved += [Moved(times * m.times, times * m.num_bytes) for m in inner[1]]
             elif op.kind not in FREE:
                 ops.append(op)
                 moved.append(Moved(1, self._bytes(op, self._module[name])))

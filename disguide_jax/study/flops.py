@@ -57,15 +57,19 @@ def _equation_flops(equation: jax.extend.core.JaxprEqn) -> Counter[str]:
 
 
 def _of_type(equation: jax.extend.core.JaxprEqn, flops: int) -> Counter[str]:
-    dtype = str(equation.invars[0].aval.dtype)
+    dtype = str(_array(equation.invars[0]).dtype)
     told = equation.params["precision"] not in (None, (jax.lax.Precision.DEFAULT,) * 2)
     return Counter({"tf32" if dtype == "float32" and not told else dtype: flops})
 
 
 def _shape(variable: jax.extend.core.Var | jax.extend.core.Literal) -> tuple[int, ...]:
+    return _array(variable).shape
+
+
+def _array(variable: jax.extend.core.Var | jax.extend.core.Literal) -> jax.core.ShapedArray:
     if not isinstance(variable.aval, jax.core.ShapedArray):
         raise AssertionError(f"{variable} is no array")
-    return variable.aval.shape
+    return variable.aval
 
 
 def flops_of(function: Callable[..., object], *arguments: object) -> int:

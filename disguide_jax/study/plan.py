@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent import futures
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,10 @@ def make_row(
       compiled: the call.
       products: FLOPs of a round by type, see `flops.products_of`.
     """
-    loop = hlo.Loop(compiled.as_text())
+    text, stats = compiled.as_text(), compiled.memory_analysis()
+    if text is None or stats is None:
+        raise AssertionError("the compiled round does not say what it is")
+    loop = hlo.Loop(text)
     traffic = loop.traffic()
     num_bytes = sum(moved.num_bytes for moved in traffic.values())
     by_bytes = gpus.seconds_by_bytes(gpu, num_bytes)
@@ -134,7 +138,7 @@ def make_row(
     least = max(by_bytes, by_products)
     return {
         "gpu": gpu.kind,
-        "memory": memory_of(gpu, compiled),
+        "memory": memory_of(gpu, stats),
         "convolutions": loop.convolutions(),
         "traffic": {kind: moved._asdict() for kind, moved in traffic.items()},
         "bytes_moved": num_bytes,
@@ -148,8 +152,8 @@ def make_row(
     }
 
 
-def memory_of(gpu: Gpu, compiled: jax.stages.Compiled) -> dict[str, int | bool]:
-    """Bytes of a call, and whether a process has them.
+def memory_of(gpu: Gpu, stats: Any) -> dict[str, int | bool]:
+    """Bytes of a call, by XLA's `stats` of its memory, and whether a process has them.
 
     Not counted are the CUDA context, half a GB beside what the process preallocates; and within
     it the workspaces of cuDNN, test images and copies of what a checkpoint writes.
@@ -159,7 +163,6 @@ def memory_of(gpu: Gpu, compiled: jax.stages.Compiled) -> dict[str, int | bool]:
       all; whether it `fits` what JAX preallocates by itself, or the `fits_at_most` that
       XLA_PYTHON_CLIENT_MEM_FRACTION can raise that to.
     """
-    stats = compiled.memory_analysis()
     new = stats.output_size_in_bytes - stats.alias_size_in_bytes
     code = stats.generated_code_size_in_bytes
     needed = stats.argument_size_in_bytes + new + stats.temp_size_in_bytes + code

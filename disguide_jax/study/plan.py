@@ -51,11 +51,18 @@ def bench_plan(config: Config, names: Sequence[str], say: Say) -> Iterator[Row]:
         )
     config = rounds.without_files(config, say)
     say("nothing was measured: times are lower bounds and queries/s upper ones")
+    say(
+        f"what fits is within the {PREALLOCATED:.0%} of a GPU's memory that JAX takes by itself; "
+        "cuDNN's workspaces, test images and copies for checkpoints must fit beside it there"
+    )
     for name in names:
         # A process of its own: what this one's JAX has begun with stays as it is.
         context = multiprocessing.get_context("spawn")
         with futures.ProcessPoolExecutor(1, context, _begin) as process:
-            yield from process.submit(plan, config, name).result()
+            rows = process.submit(plan, config, name).result()
+        yield from rows
+        hours = sum(row["least_hours"] for row in rows)
+        say(f"{name}: {hours:.2f} hours at least for {config.query_budget:,} queries")
 
 
 def plan(config: Config, name: str) -> list[Row]:
@@ -204,7 +211,7 @@ def format_row(row: Row) -> str:
         ),
         f"  products      {products or 'none'}, at least {by_products}",
         f"  queries/s     {row['most_queries_per_second']:,.0f} at most",
-        f"  hours         {row['least_hours']:.1f} at least, {row['num_rounds']:,} rounds of "
+        f"  hours         {row['least_hours']:.2f} at least, {row['num_rounds']:,} rounds of "
         f"{row['queries']:,} queries",
     ]
     return "\n".join(lines)

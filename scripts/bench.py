@@ -11,8 +11,7 @@ round       a round and its parts, its FLOPs against a measured matmul peak, mem
 replay      inserting and sampling in large buffers, against a permutation of the whole buffer
 checkpoint  what training loses to the checkpoints of a large buffer
 endpoint    rounds against one victim inside JAX, as a function, an ONNX file and a service
-plan        memory, bytes and least time of a round on GPUs that need not be there; takes the
-            extra cuda12 and a minute for each --gpu
+plan        memory, bytes and least time of a round on GPUs that are not there; needs .[cuda12]
 
 Cases take turns, so that whatever else the machine does hits all of them alike. Without --config
 it is configs/c10_soft.py, on a CPU with narrow networks, batches of 64 and a smaller replay.
@@ -53,9 +52,8 @@ def main(values: flags.FlagValues, config: Config) -> None:
     command = shlex.join(["python", "scripts/bench.py", *sys.argv[1:]])
     varied = values.vary if values.sweep else []
     options = {n: getattr(values, n) for n in ("seconds", "sizes", "queries_per_second", "gpu")}
-    bench(
-        config, values.suite, paths.writable(values.json), command=command, vary=varied, **options
-    )
+    path = paths.writable(values.json)
+    bench(config, values.suite, path, command=command, vary=varied, **options)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,9 @@ def seconds_by_bytes(gpu: Gpu, num_bytes: float) -> float:
 
 
 def seconds_by_products(gpu: Gpu, flops: dict[str, int]) -> float:
-    """What so many products and sums of each type take at least, one type after the other."""
-    times = (num / (gpu.tflops[dtype] * 1e12 * PRODUCTS_REACHED) for dtype, num in flops.items())
-    return sum(times)
+    """What so many FLOPs of each type take at least, one type after the other.
+
+    Types that are not told are as fast as the fastest.
+    """
+    speeds = {dtype: gpu.tflops.get(dtype, max(gpu.tflops.values())) for dtype in flops}
+    return sum(num / (speeds[dtype] * 1e12 * PRODUCTS_REACHED) for dtype, num in flops.items())

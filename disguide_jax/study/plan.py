@@ -2,8 +2,9 @@
 
 The round is compiled for its description: that tells memory and traffic. Nothing is run and
 nothing measured. cuDNN's algorithms and the fastest tiles are chosen on a device only, so times
-are lower bounds: all bytes at the bandwidth that is reached, all products at the speed that is
-reached, whichever takes longer.
+are lower bounds: all bytes at the bandwidth that is reached, or all products at the speed that is
+reached, whichever takes longer. Two things could still beat them: what the L2 cache keeps between
+operations, and algorithms that need fewer products than were counted, such as Winograd's.
 """
 
 import importlib.util

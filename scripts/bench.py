@@ -1,6 +1,6 @@
 """Measures how fast the program is on this machine, and how its costs grow.
 
-usage: python scripts/bench.py --suite {clone_step,round,replay,checkpoint,endpoint} --json OUT
+usage: python scripts/bench.py --suite {clone_step,round,replay,checkpoint,endpoint,plan} --json OUT
            [--config configs/NAME.py[:variant]] [--config.key=value ...] [--sweep]
 
 clone_step  a training step of all clones: as the program takes it, network by network, and with
@@ -11,6 +11,7 @@ round       a round and its parts, its FLOPs against a measured matmul peak, mem
 replay      inserting and sampling in large buffers, against a permutation of the whole buffer
 checkpoint  what training loses to the checkpoints of a large buffer
 endpoint    rounds against one victim inside JAX, as a function, an ONNX file and a service
+plan        memory, bytes and least time of a round on GPUs that are not there; needs .[cuda12]
 
 Cases take turns, so that whatever else the machine does hits all of them alike. Without --config
 it is configs/c10_soft.py, on a CPU with narrow networks, batches of 64 and a smaller replay.
@@ -23,6 +24,7 @@ from absl import flags
 
 from disguide_jax import cli, paths
 from disguide_jax.config import Config
+from disguide_jax.study.gpus import GPUS
 from disguide_jax.study.suites import GOAL, SIZES, SUITES, SWEEP, default_config
 
 FLAGS = flags.FlagValues()
@@ -39,6 +41,7 @@ flags.DEFINE_list(
 flags.DEFINE_float(
     "queries_per_second", GOAL, "checkpoint: of the training.", 1e-9, flag_values=FLAGS
 )
+flags.DEFINE_multi_enum("gpu", [*GPUS], [*GPUS], "plan: compile for these.", flag_values=FLAGS)
 
 
 def main(values: flags.FlagValues, config: Config) -> None:
@@ -48,7 +51,7 @@ def main(values: flags.FlagValues, config: Config) -> None:
     cli.require(values, "suite", "json")
     command = shlex.join(["python", "scripts/bench.py", *sys.argv[1:]])
     varied = values.vary if values.sweep else []
-    options = {n: getattr(values, n) for n in ("seconds", "sizes", "queries_per_second")}
+    options = {n: getattr(values, n) for n in ("seconds", "sizes", "queries_per_second", "gpu")}
     path = paths.writable(values.json)
     bench(config, values.suite, path, command=command, vary=varied, **options)
 

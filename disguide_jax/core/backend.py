@@ -1,6 +1,9 @@
 """What depends on the kind of device, asked in this one place."""
 
+import contextlib
+import contextvars
 import os
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,8 @@ OF_MEMORY = (  # environment variables of jaxlib
     "XLA_PYTHON_CLIENT_ALLOCATOR",
 )
 MOST_MEMORY = 0.9  # of a GPU, for all processes; each has a context beside it
+
+_pretended: contextvars.ContextVar[str] = contextvars.ContextVar("pretended", default="")
 
 
 def loops_are_slow() -> bool:
@@ -65,8 +70,18 @@ def memory_of_each(num: int) -> dict[str, str]:
 
 
 def name() -> str:
-    """What JAX calls it."""
-    return jax.default_backend()
+    """What JAX calls it, or what is pretended."""
+    return _pretended.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def pretended(name: str) -> Iterator[None]:
+    """Makes programs that are traced within suit another backend, to be compiled for it."""
+    token = _pretended.set(name)
+    try:
+        yield
+    finally:
+        _pretended.reset(token)
 
 
 def describe() -> str:

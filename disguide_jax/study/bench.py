@@ -18,7 +18,7 @@ from disguide_jax.files import atomic
 from disguide_jax.files.workdir import provenance
 from disguide_jax.models import conv
 from disguide_jax.run import program
-from disguide_jax.study import flops, measure
+from disguide_jax.study import flops, measure, plan
 from disguide_jax.study.measure import Row, Say
 from disguide_jax.study.rounds import bench_round
 
@@ -35,6 +35,7 @@ def bench(
     vary: Sequence[str],
     sizes: Sequence[str],
     queries_per_second: float,
+    gpu: Sequence[str],
 ) -> None:
     """Runs a suite, printing its results and writing them as they come.
 
@@ -47,6 +48,7 @@ def bench(
       vary: round: "KEY=VALUE,VALUE,..." each.
       sizes: replay, checkpoint (the largest): of the buffer.
       queries_per_second: checkpoint: of the training.
+      gpu: plan: names of GPUS.
 
     Raises:
       UserError: a mistake in one of these.
@@ -78,11 +80,14 @@ def bench(
         "replay": lambda: bench_replay(config, seconds, whole(sizes), say),
         "checkpoint": lambda: bench_checkpoint(config, max(whole(sizes)), queries_per_second, say),
         "endpoint": lambda: bench_endpoint(config, seconds),
+        "plan": lambda: plan.bench_plan(config, gpu, say),
     }
     print(", ".join(f"{k} {v}" for k, v in report["hardware"].items()))
-    print(f"{'case':<32} {'median':>12} {'p10':>12} {'p90':>12}")
+    if suite != "plan":
+        print(f"{'case':<32} {'median':>12} {'p10':>12} {'p90':>12}")
+    show = plan.format_row if suite == "plan" else format_row
     for row in suites[suite]():
-        print(format_row(row), flush=True)
+        print(show(row), flush=True)
         report["results"].append(row)
         atomic.write_json(path, report)  # each time: a suite may take long
     atomic.write_json(path, report)  # with the last note

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -23,41 +24,60 @@ from disguide_jax.victims import network
 MATMULS = 4  # in one call
 
 
-def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
-    """Floating point operations of all convolutions and matrix products.
+def count_flops(jaxpr: jax.extend.core.Jaxpr) -> Counter[str]:
+    """Floating point operations of all convolutions and matrix products, by type.
+
+    Types are bfloat16; tf32, which GPUs take for float32 unless told otherwise; and float32
+    where they are told.
 
     A multiplication and its addition are two. Counted from shapes: bodies of scans as often as
     they run, the costlier branch of a conditional, bodies of while loops once (theirs is not in
     the shapes; no network runs in one), zeros of the padding, but not those that a convolution
     puts between its input's pixels, as the gradients of strides do.
     """
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+    return sum((_equation_flops(equation) for equation in jaxpr.eqns), Counter())
 
 
-def _equation_flops(equation: jax.extend.core.JaxprEqn) -> int:
+def _equation_flops(equation: jax.extend.core.JaxprEqn) -> Counter[str]:
     params = equation.params
     if equation.primitive.name == "conv_general_dilated":
         kernel = _shape(equation.invars[1])
         products = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
         outputs = math.prod(_shape(equation.outvars[0]))
-        return 2 * outputs * products // math.prod(params["lhs_dilation"])
+        return _of_type(equation, 2 * outputs * products // math.prod(params["lhs_dilation"]))
     if equation.primitive.name == "dot_general":
         (summed, _), _ = params["dimension_numbers"]
         products = math.prod(_shape(equation.invars[0])[axis] for axis in summed)
-        return 2 * math.prod(_shape(equation.outvars[0])) * products
+        return _of_type(equation, 2 * math.prod(_shape(equation.outvars[0])) * products)
     inner = [count_flops(jaxpr) for jaxpr in jax.extend.core.jaxprs_in_params(params)]
     if equation.primitive.name == "cond":
-        return max(inner)
-    return sum(inner) * (params["length"] if equation.primitive.name == "scan" else 1)
+        return max(inner, key=Counter.total)
+    times = params["length"] if equation.primitive.name == "scan" else 1
+    return Counter({dtype: times * num for dtype, num in sum(inner, Counter()).items()})
+
+
+def _of_type(equation: jax.extend.core.JaxprEqn, flops: int) -> Counter[str]:
+    dtype = str(_array(equation.invars[0]).dtype)
+    told = equation.params["precision"] not in (None, (jax.lax.Precision.DEFAULT,) * 2)
+    return Counter({"tf32" if dtype == "float32" and not told else dtype: flops})
 
 
 def _shape(variable: jax.extend.core.Var | jax.extend.core.Literal) -> tuple[int, ...]:
+    return _array(variable).shape
+
+
+def _array(variable: jax.extend.core.Var | jax.extend.core.Literal) -> jax.core.ShapedArray:
     if not isinstance(variable.aval, jax.core.ShapedArray):
         raise AssertionError(f"{variable} is no array")
-    return variable.aval.shape
+    return variable.aval
 
 
 def flops_of(function: Callable[..., object], *arguments: object) -> int:
+    """What one call needs, of all types; the arguments may be shapes."""
+    return products_of(function, *arguments).total()
+
+
+def products_of(function: Callable[..., object], *arguments: object) -> Counter[str]:
     """`count_flops` of what one call needs; the arguments may be shapes."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))

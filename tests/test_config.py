@@ -136,6 +136,7 @@ def test_a_workdir_goes_on_where_only_keys_differ_that_cannot_change_the_result(
         "offline.queries",
         "checkpoint_every_queries",
         "data_dir",
+        "devices",
         "guard",
         "log_every_queries",
         "output",

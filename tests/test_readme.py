@@ -88,10 +88,27 @@ def test_the_speeds_of_endpoints_are_those_that_were_kept():
 
 
 def test_the_races_are_those_that_were_kept():
-    rows = re.findall(r"^\| `(\w+)`.*? \| ([\d.,]+) \| ([\d.,]+) \|$", README, re.M)
+    table = README.split("| case | ours | PyTorch |\n")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)`.*? \| ([\d.,]+) \| ([\d.,]+) \|$", table, re.M)
     kept = {}
     for path in (ROOT / "results/bench").glob("cpu_race_*.json"):
         race = json.loads(path.read_text())
         medians = [race[f"{who}_queries_per_second"]["median"] for who in ("jax", "torch")]
         kept[race["config"]["name"]] = [f"{m:,.1f}" if m < 10 else f"{m:,.0f}" for m in medians]
     assert {name: shown for name, *shown in rows if name in kept} == kept
+
+
+def test_its_plans_are_those_that_were_kept():
+    rows = re.findall(r"^\| `(\w+)` \| (?:H100|A100|RTX 4090) \| (.*) \|$", README, re.M)
+    assert len(rows) == 15
+    for i, (name, numbers) in enumerate(rows):
+        plan = json.loads((ROOT / f"results/bench/plan_{name}.json").read_text())["results"][i % 3]
+        assert plan["memory"]["fits"]
+        assert numbers.split(" | ") == [
+            f"{plan['memory']['needed'] / 1e9:.1f}",
+            f"{plan['bytes_moved'] / 1e9:.1f}",
+            f"{1000 * plan['least_seconds_by_bytes']:.1f}",
+            f"{1000 * plan['least_seconds_by_products']:.1f}",
+            f"{plan['most_queries_per_second']:,.0f}",
+            f"{plan['least_hours']:.2f}",
+        ]

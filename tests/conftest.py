@@ -39,6 +39,10 @@ def _ctrl_c_is_pytests():
     signal.signal(signal.SIGINT, before)
 
 
+# What a shell in the background or nohup has us ignore would be ignored by all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

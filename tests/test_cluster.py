@@ -229,16 +229,7 @@ def test_a_study_is_submitted_killed_repeated_and_finished(slurm, tmp_path, caps
     assert len(list(slurm.glob("*.sh"))) == 2
 
 
-@pytest.fixture
-def hangups():
-    """SIGHUP is not ignored, as it is where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGUSR2])
-@pytest.mark.usefixtures("hangups")
 def test_what_a_cluster_announces_asks_to_stop_however_often_it_is_said(signum):
     with signals.stop_requests() as stop:
         for each in (signum, signum, signal.SIGHUP):

@@ -16,7 +16,7 @@ from disguide_jax import paths
 from disguide_jax.core import backend
 from disguide_jax.errors import Stopped, UserError, disk_errors, exit_status
 from disguide_jax.run import session, signals
-from disguide_jax.study import results
+from disguide_jax.study import launch, results
 from disguide_jax.study.results import Cell
 
 SMOKE = f"--config={ROOT / 'configs/digits_hard.py'}:smoke"
@@ -253,10 +253,11 @@ def study(tmp_path, monkeypatch):
     """Runs of a study that do as a program of one line says; returns what failed."""
     cells = [Cell("digits", "digits_soft"), Cell("digits", "digits_hard")]
 
-    def run(code: str, **options):
-        monkeypatch.setattr(results, "_command", lambda *_: [sys.executable, "-c", code])
+    def run(code: str, jobs: int = 1):
+        monkeypatch.setattr(results, "_command", lambda *_: (sys.executable, "-c", code))
         folders = {"results": tmp_path / "results", "workdirs": tmp_path / "w"}
-        results.run_missing(cells, [0], least_hours=lambda _: 0.0, **folders, **options)
+        launcher = launch.local(jobs)
+        results.run_missing(cells, [0], least_hours=lambda _: 0.0, launcher=launcher, **folders)
 
     return run
 

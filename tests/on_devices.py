@@ -85,6 +85,12 @@ def checkpoints():
     with tempfile.TemporaryDirectory() as folder:
         with mesh.use(mesh.make(jax.devices()[:4])), Checkpoints(pathlib.Path(folder)) as saved:
             state = jax.jit(lambda: parts.init_state(kit))()
+            made, _ = jax.jit(
+                lambda s: kit.networks.generator.apply(
+                    s.generator.variables, jnp.ones((BATCH, 4)), train=True
+                )
+            )(state)
+            assert made.sharding.shard_shape(made.shape)[0] == BATCH // 4  # not all on each
             saved.restore(state)
             play = make_call(tiny.make_step(kit), looped=True)
             for num_rounds in (3, 2, 4):  # the ring holds 4 batches

@@ -80,15 +80,16 @@ def spare_device_bytes(array: Array) -> float:
 def take(ring: Replay, segment: Segment, room: float) -> Blocks:
     """Copies of the entries of a piece, in blocks of one size so that one program serves all.
 
-    They stay on their device until they are written, as far as `room`, in bytes, goes.
+    Slots are those of the whole ring, and wrap around its part. Blocks stay on their device until
+    they are written, as far as `room`, in bytes, goes.
     """
     part = _part(ring.images)
     images, answers = (_shard(x, segment.first // part) for x in (ring.images, ring.answers))
-    first, rows = segment.first % part, _block_rows(images)
+    rows = _block_rows(images)
     blocks: Blocks = collections.deque()
     for start in range(0, segment.num, rows):
         with mesh.use_one(images):
-            block = _take_block(images, answers, first + start, num=rows)
+            block = _take_block(images, answers, segment.first + start, num=rows)
         room -= sum(x.nbytes for x in block)
         blocks.append(block if room >= 0 else jax.device_get(block))
     return blocks

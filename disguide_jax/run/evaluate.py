@@ -55,7 +55,8 @@ def make_test_set(
       images: [M, H, W, channels] uint8.
       labels: [M] integers; None where nobody knows them.
       victim_labels: [M] integers, what the victim said, which fidelity is measured against.
-      batch_size: N, if not what suits the backend; the last batch is padded.
+      batch_size: N, if not what suits the backend, made a multiple of the devices in use; the
+        last batch is padded.
     """
     batch_size = min(batch_size or backend.tested_at_once(images.shape[1]), len(images))
     batch_size += -batch_size % mesh.num_parts()

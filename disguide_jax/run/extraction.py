@@ -62,7 +62,7 @@ def train_and_evaluate(
     Raises:
       UserError: a mistake in the configuration, the files or the machine; the workdir holds
         nothing new that looks like a result.
-      Stopped: SIGTERM, SIGINT or SIGHUP came; the run is saved.
+      Stopped: a signal asked for it; the run is saved.
     """
     workdir = paths.expanded(workdir)
     summary_path = workdir / "summary.json"

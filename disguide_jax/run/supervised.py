@@ -103,7 +103,7 @@ def train_victim(config: VictimTrainingConfig, workdir: pathlib.Path) -> dict[st
 
     Raises:
       UserError: a mistake in the configuration or the files, or a loss that is not finite.
-      Stopped: SIGTERM, SIGINT or SIGHUP came; the training is saved.
+      Stopped: a signal asked for it; the training is saved.
     """
     validate(config)
     models.usual_width(config.model)  # refuses what is no model

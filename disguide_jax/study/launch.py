@@ -58,7 +58,7 @@ class Launcher(Protocol):
 
         Raises:
           UserError: they cannot be run, or one failed; the others have been let finish.
-          Stopped: SIGTERM, SIGINT or SIGHUP came, which tasks under way have been told.
+          Stopped: a signal asked for it, and tasks under way have been told.
         """
 
 

@@ -142,7 +142,7 @@ def run_missing(
 
     Raises:
       UserError: a run failed; the others have been let finish.
-      Stopped: SIGTERM, SIGINT or SIGHUP came, which runs under way have been told.
+      Stopped: a signal asked for it, and runs under way have been told.
     """
     runs = [(cell, seed) for seed in seeds for cell in dict.fromkeys(cells)]
     left = [(cell, seed) for cell, seed in runs if load(results, cell, seed) is None]

@@ -6,6 +6,7 @@ networks, optimisers, victim. What is said of the victim is read by `asked`, of 
 """
 
 import copy
+import functools
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from disguide_jax.core.exchange import Drive, Kit, Method, Play, Round, drive, f
 from disguide_jax.core.types import (
     Array,
     Average,
+    Key,
     Metrics,
     Net,
     Networks,
@@ -159,18 +161,14 @@ def build(config: Config) -> Program:
     )
 
 
-def start(program: Program) -> TrainState:
-    """A fresh state on the device, made by one compiled call."""
-    return jax.jit(lambda: init_state(program.kit))()
-
-
 def make_trained(
     config: Config, task: Task
 ) -> tuple[tuple[Stage, ...], dict[str, Kit], TrainState]:
     """What is trained: the stages, what their rounds are built from, and the state's shapes."""
     stages, networks = stages_of(config), make_networks(config, task)
     kits = {stage.name: make_kit(config, task, networks, stage) for stage in stages}
-    state = jax.eval_shape(lambda: init_state(kits[stages[-1].name]))
+    key = jax.eval_shape(lambda: jax.random.key(config.seed))
+    state = jax.eval_shape(functools.partial(init_state, kits[stages[-1].name]), key)
     return stages, kits, state
 
 
@@ -313,11 +311,14 @@ def make_kit(config: Config, task: Task, networks: Networks, stage: Stage) -> Ki
     )
 
 
-def init_state(kit: Kit) -> TrainState:
-    """A fresh state: initialised networks and optimisers, an empty replay, nothing spent."""
+def init_state(kit: Kit, key: Key) -> TrainState:
+    """A fresh state: initialised networks and optimisers, an empty replay, nothing spent.
+
+    All randomness of the run comes from the key, which `jax.random.key(config.seed)` is.
+    """
     config, task = kit.config, kit.task
     method = method_of(config)
-    root, generator_key, clones_key = jax.random.split(jax.random.key(config.seed), 3)
+    root, generator_key, clones_key = jax.random.split(key, 3)
     clones = learn.start(kit.networks.clones.init(clones_key), kit.tx.clones)
     size = (task.size, task.size, task.channels)
     images = jax.ShapeDtypeStruct((config.batch_size, *size), jnp.dtype(config.replay.dtype))

@@ -24,9 +24,11 @@ def main() -> int | None:
     flags.DEFINE_boolean("extend", False, "Accept a larger query_budget.", flag_values=values)
 
     def extract(values: flags.FlagValues, config: Config) -> None:
-        from disguide_jax.run.extraction import train_and_evaluate
+        from disguide_jax.run import extraction, seeds
 
         workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / config.name)
+        several = bool(config.seeds)
+        train_and_evaluate = (seeds if several else extraction).train_and_evaluate
         train_and_evaluate(config, workdir, extend=values.extend)
 
     return cli.call(extract, values, Config)

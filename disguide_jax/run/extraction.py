@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ class Order(NamedTuple):
     contents: workdir_files.Hashes  # of what the run is given
     places: dict[str, str]  # what was hashed, for messages
     started: dict[str, Any] | None  # what config.json holds, None in a new workdir
+    label: str = ""  # of the run among several, with which its lines begin
 
     @property
     def summary_path(self) -> pathlib.Path:
@@ -93,8 +94,16 @@ def train_and_evaluate(
             return train_and_evaluate(config, workdir, extend=extend)
 
 
-def look_up(config: Config, workdir: pathlib.Path, *, extend: bool = False) -> Order:
+def look_up(
+    config: Config, workdir: pathlib.Path, *, extend: bool = False, label: str = ""
+) -> Order:
     """What a workdir knows of a run that is asked for.
+
+    Args:
+      config: of the run.
+      workdir: that may hold it.
+      extend: accept a larger budget than the workdir was started with.
+      label: of the run among several.
 
     Raises:
       UserError: the configuration is wrong, or the workdir holds another run.
@@ -103,7 +112,7 @@ def look_up(config: Config, workdir: pathlib.Path, *, extend: bool = False) -> O
     contents, places = asked.contents_of(config), asked.places_of(config)
     config, started = session.take_up(workdir, config, contents, places, extend=extend)
     config = dataclasses.replace(config, devices=num_devices)
-    return Order(config, workdir, contents, places, started)
+    return Order(config, workdir, contents, places, started, label)
 
 
 def run(program: Program, functions: Compiled, order: Order, stop: Sequence[int]) -> dict[str, Any]:
@@ -153,7 +162,8 @@ def begun(
                     (workdir / "config.json").unlink()  # it may have been the wrong endpoint
                 raise
             order.summary_path.unlink(missing_ok=True)  # of the smaller budget, when extending
-            yield Place(workdir, functions, saved, test_set, paid, stop), state, progress
+            place = Place(workdir, functions, saved, test_set, paid, stop, order.label)
+            yield place, state, progress
 
 
 def conclude(
@@ -168,6 +178,8 @@ def conclude(
     summary = summaries.summarise(program, state, progress, scores, place.test_set, place.paid)
     summaries.save_networks(program, state, order.workdir)
     atomic.write_json(order.summary_path, summary)
+    if order.label:
+        print(f"{order.label} has ended", flush=True)
     print(summaries.report(summary), flush=True)
     if program.config.guard != "off":
         for hint in advice.advise(workdir_files.read_log(order.workdir)):
@@ -215,18 +227,25 @@ def make_calls(
       paid: the victim, where it is an endpoint.
       num_queries: training images that were sent before.
     """
-
-    def of_network(play: Callable[..., Any]) -> Call[TrainState]:
-        return lambda state, num_rounds: play(state, program.network_victim, num_rounds)
-
     if paid is None:
-        return {name: of_network(play) for name, play in functions.rounds.items()}
+        return against_network(program, functions.rounds)
     trade = paying.make_trade(paid, num_queries)
 
     def of_endpoint(play: Callable[..., Any]) -> Call[TrainState]:
         return lambda state, num_rounds: (*play(state, trade), 1)
 
     return {name: of_endpoint(play) for name, play in functions.rounds.items()}
+
+
+def against_network(
+    program: Program, rounds: Mapping[str, Callable[..., Any]]
+) -> dict[str, Call[TrainState]]:
+    """Compiled rounds with the run's victim, whose weights are at hand."""
+
+    def against(play: Callable[..., Any]) -> Call[TrainState]:
+        return lambda state, num_rounds: play(state, program.network_victim, num_rounds)
+
+    return {name: against(play) for name, play in rounds.items()}
 
 
 def event_intervals(config: Config, stage: Stage) -> dict[str, int]:

@@ -33,6 +33,7 @@ class Place(NamedTuple):
     test_set: evaluate.TestSet
     paid: Paid | None  # the victim behind its ledger, where it is an endpoint
     stop: Sequence[int]  # filled when the run should end
+    label: str = ""  # of the run among several
 
 
 class Observer:
@@ -50,7 +51,7 @@ class Observer:
         spent = stages.queries_after(program.stages, num_rounds)
         self._clock = Clock(progress.wall_seconds, spent)
         self._log = recorder.MetricsLog(place.workdir, num_bytes=progress.log_bytes, step=spent)
-        self._shown = recorder.Bar(total=program.queries, done=spent)
+        self._shown = recorder.Bar(total=program.queries, done=spent, label=place.label)
         self.scores: evaluate.Scores | None = None
         self._drawn = time.perf_counter()
 

@@ -32,7 +32,7 @@ from disguide_jax.core.types import (
 from disguide_jax.errors import UserError
 from disguide_jax.files import transfer
 from disguide_jax.methods import METHODS
-from disguide_jax.run import answering, asked
+from disguide_jax.run import answering, asked, devices
 from disguide_jax.settings import refuse_ignored
 from disguide_jax.victims import network
 from disguide_jax.victims.host import Endpoint
@@ -100,6 +100,11 @@ def resolve(config: Config) -> Config:
       UserError: a value is wrong, or one that is set is of no use to the method or the labels.
     """
     validate(config)
+    if config.seeds:
+        raise UserError(
+            f"config.seeds is {config.seeds}; one run has one seed, config.seed: "
+            "disguide_jax.main runs several"
+        )
     method = method_of(config)
     refuse_ignored(config, method.ignores, method.name)
     config = spelled_out(config)
@@ -113,8 +118,8 @@ def resolve(config: Config) -> Config:
     if method.learns_from_file:
         config.replay.size = transfer.num_images(config.offline.queries)
     config.rounds_per_call = config.rounds_per_call or backend.rounds_a_call()
-    config.devices = config.devices or jax.device_count()
-    refuse_uneven(config, method)
+    config.devices = devices.number(config)
+    devices.refuse_uneven(config, method)
     kept, config.query_dtype = config.replay.dtype, query_dtype(config)
     if method.keeps_replay and kept not in ("float32", config.query_dtype):
         raise UserError(
@@ -122,23 +127,6 @@ def resolve(config: Config) -> Config:
             "the replay would not hold what was answered; choose the same, or float32 for it"
         )
     return config
-
-
-def refuse_uneven(config: Config, method: Method) -> None:
-    """Raises UserError for devices that there are not, or that cannot share the run evenly."""
-    num, there = config.devices, jax.device_count()
-    if num > there:
-        raise UserError(f"config.devices is {num}; JAX finds {there} here ({backend.describe()})")
-    parted = {"batch_size": config.batch_size}
-    if method.keeps_replay and not method.learns_from_file:
-        parted["replay.size"] = config.replay.size
-    for key, value in parted.items():
-        if value % num:
-            fitting = [n for n in range(1, there + 1) if not any(x % n for x in parted.values())]
-            raise UserError(
-                f"config.{key} is {value:,}, which {num} devices cannot share evenly; choose a "
-                f"multiple of {num}, or config.devices={fitting[-1]}"
-            )
 
 
 def build(config: Config) -> Program:

@@ -69,7 +69,7 @@ def tasks_of(folder, num):
             f"run {i}",
             (sys.executable, "-c", RUN, str(folder / f"w{i}")),
             folder / f"w{i}",
-            ((folder / f"w{i}", folder / "results" / str(i)),),
+            {f"run {i}": (folder / f"w{i}", folder / "results" / str(i))},
         )
         for i in range(num)
     ]

@@ -15,6 +15,7 @@ from disguide_jax.core.exchange import Play
 from disguide_jax.core.types import Ask, Metrics, TrainState
 
 
+@jax.jit
 def stack(states: Sequence[TrainState]) -> TrainState:
     """The states of several seeds, after as many rounds, as one."""
     return _counting_as(states[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
@@ -26,12 +27,18 @@ def take(state: TrainState, index: int) -> TrainState:
     return jax.tree.map(lambda x: x[index] if x.ndim else x, state)  # counters have no axis
 
 
+@jax.jit
 def put(state: TrainState, index: int, one: TrainState) -> TrainState:
-    """The states of several seeds with one of them replaced, its replay excepted."""
-    replay = state.replay
-    state, one = state.replace(replay=()), one.replace(replay=())
-    state = jax.tree.map(lambda x, y: x.at[index].set(y) if x.ndim else x, state, one)
-    return state.replace(replay=replay)
+    """The states of several seeds, of which one takes the networks of another state."""
+
+    def replaced(of_all: Any, new: Any) -> Any:
+        return jax.tree.map(lambda x, y: x.at[index].set(y), of_all, new)
+
+    return state.replace(
+        generator=replaced(state.generator, one.generator),
+        clones=replaced(state.clones, one.clones),
+        average=replaced(state.average, one.average),
+    )
 
 
 def over(play: Play) -> Play:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from disguide_jax import paths
-from disguide_jax.config import Config
+from disguide_jax.config import Config, to_dict
 from disguide_jax.core import mesh
 from disguide_jax.core.types import Stage, TrainState
 from disguide_jax.errors import UserError
@@ -113,6 +113,15 @@ def look_up(
     config, started = session.take_up(workdir, config, contents, places, extend=extend)
     config = dataclasses.replace(config, devices=num_devices)
     return Order(config, workdir, contents, places, started, label)
+
+
+def with_seed_of(order: Order, program: Program) -> Program | None:
+    """The same program for another run; None if that differs in more than its seed."""
+    chosen = {"config": to_dict(program.config)}
+    config = workdir_files.adopt(programs.resolve(order.config), chosen)
+    if config != dataclasses.replace(program.config, seed=config.seed):
+        return None
+    return program._replace(config=config)
 
 
 def run(program: Program, functions: Compiled, order: Order, stop: Sequence[int]) -> dict[str, Any]:

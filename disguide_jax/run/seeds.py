@@ -7,7 +7,6 @@ what the first of them has compiled, or else by one program at once.
 
 import concurrent.futures
 import copy
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -129,23 +128,13 @@ def _one_after_another(orders: Sequence[Order], extend: bool, ended: Ended) -> N
 
 def _one_program(orders: Sequence[Order], stop: Sequence[int], ended: Ended) -> None:
     """Runs one after the other, by what the first of them has compiled."""
-    program = functions = None
+    program: Program | None = None
+    functions: Compiled | None = None
     for order in orders:
         try:
-            program, functions = _ready(order, program, functions)
-            summary = extraction.run(program, functions, order, stop)
-            ended.summaries[order.workdir] = summary
+            shared = extraction.with_seed_of(order, program) if program else None
+            program = shared or programs.build(order.config)
+            functions = functions if shared and functions else compiled(program)
+            ended.summaries[order.workdir] = extraction.run(program, functions, order, stop)
         except UserError as error:
             ended.fail(order, error)
-
-
-def _ready(
-    order: Order, program: Program | None, functions: Compiled | None
-) -> tuple[Program, Compiled]:
-    """What a run is made of: what another one is, if they differ in their seeds alone."""
-    if program and functions:
-        config = programs.resolve(order.config)
-        if config == dataclasses.replace(program.config, seed=config.seed):
-            return program._replace(config=config), functions
-    program = programs.build(order.config)
-    return program, compiled(program)

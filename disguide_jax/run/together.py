@@ -81,7 +81,7 @@ class SumsOfAll(Sums):
 
 
 def play(orders: Sequence[Order], stop: Sequence[int], ended: Ended, *, extend: bool) -> None:
-    """Plays runs to their end, those together that have played as many rounds.
+    """Plays runs to their end, at once those that have played as many rounds.
 
     When one fails the others go on from their last checkpoints: the program stops for all of
     them at a metric of one that is not finite.
@@ -123,7 +123,9 @@ def _begin(
     needs.check_fits(program, orders[0].workdir, num_seeds=len(orders))
     members = []
     for order in orders:
-        own = program._replace(config=programs.resolve(order.config))
+        own = extraction.with_seed_of(order, program)
+        if own is None:  # begun elsewhere, with other choices; a program of its own comes later
+            continue
         try:
             place, state, progress = stack.enter_context(
                 extraction.begun(own, functions, order, stop)

@@ -22,7 +22,7 @@ class Task(NamedTuple):
     name: str  # for the user
     command: tuple[str, ...]
     folder: pathlib.Path  # of output.txt, what it prints
-    results: tuple[tuple[pathlib.Path, pathlib.Path], ...] = ()  # of each run: from workdir, to
+    results: Mapping[str, tuple[pathlib.Path, pathlib.Path]] = {}  # of a run: from its workdir, to
 
     @property
     def shown(self) -> str:
@@ -31,7 +31,7 @@ class Task(NamedTuple):
 
     def has_results(self) -> bool:
         """Whether all of its runs have left theirs."""
-        kept = [(target / "summary.json").exists() for _, target in self.results]
+        kept = [(target / "summary.json").exists() for _, target in self.results.values()]
         return bool(kept) and all(kept)
 
     def last_words(self) -> str:
@@ -113,14 +113,16 @@ def play(
         with (task.folder / "output.txt").open("a") as output:
             streams = {"stdout": output, "stderr": output}
             status = signals.run_child(task.command, stop, env=environment, **streams)
-    if status:
-        return f"{task.name}: status {status}: {'' if watched else task.last_words()}"
-    for workdir, target in task.results:
+    for name, (workdir, target) in task.results.items():
+        if not (workdir / "summary.json").exists():  # one of several, which has not ended
+            continue
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(max((workdir / "samples").iterdir()), target / "samples.png")
-        for name in ("metrics.jsonl", "summary.json"):  # the summary last: it says "finished"
-            shutil.copyfile(workdir / name, target / name)
+        for file in ("metrics.jsonl", "summary.json"):  # the summary last: it says "finished"
+            shutil.copyfile(workdir / file, target / file)
         accuracy = json.loads((target / "summary.json").read_text())["soft_vote_accuracy"]
         seconds = time.monotonic() - started
-        print(f"{task.name}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True)
+        print(f"{name}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True)
+    if status:
+        return f"{task.name}: status {status}: {'' if watched else task.last_words()}"
     return None

@@ -256,7 +256,7 @@ def test_one_signal_saves_all_of_them(tmp_path, as_on_a_gpu, monkeypatch):
     look = observer.Observer._look
 
     def interrupt(self, happened, state, spent):
-        if happened.round == 6:
+        if happened.round == 6 and self._place.label == "seed 0":  # a second one stops at once
             os.kill(os.getpid(), signal.SIGTERM)
         return look(self, happened, state, spent)
 

@@ -72,10 +72,11 @@ def price_of(defence: Defence, test: Split, images: Array, probs: Array) -> Pric
     sent = _in_batches(_sent, defence, images=images, probs=probs)
     if sent.ndim == 1:
         sent = jax.nn.one_hot(sent, probs.shape[1])
-    right = (sent.argmax(axis=1) == test.labels) & (sent.max(axis=1) > 0)
+    right = probs.argmax(axis=1) == test.labels
+    still_right = (sent.argmax(axis=1) == test.labels) & (sent.max(axis=1) > 0)
     return Price(
-        accuracy=float((probs.argmax(axis=1) == test.labels).mean()),
-        defended_accuracy=float(right.mean()),
+        accuracy=int(right.sum()) / len(right),
+        defended_accuracy=int(still_right.sum()) / len(right),
         change=float(abs(sent - probs).sum(axis=1).mean()),
     )
 

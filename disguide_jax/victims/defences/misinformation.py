@@ -18,7 +18,7 @@ from disguide_jax.core.types import Array
 from disguide_jax.victims import network
 from disguide_jax.victims.defences.kind import Defence, Kind, Owner, both
 
-UPDATES, BATCH_SIZE, LEARNING_RATE = 300, 64, 0.02
+UPDATES, BATCH_SIZE, LEARNING_RATE = 600, 64, 0.1  # a lower rate stays where all are alike
 
 
 class Misinformation(Defence):

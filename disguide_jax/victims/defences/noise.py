@@ -12,7 +12,7 @@ from flax import struct
 
 from disguide_jax.core import pixels
 from disguide_jax.core.types import Array, Key
-from disguide_jax.victims.defences.kind import Defence, Kind
+from disguide_jax.victims.defences.kind import Defence, Kind, both, probabilities_only
 
 SECRET = 0x5EED
 PARTS_OF_A_LEVEL = 4096  # of the 256 levels of a pixel, that make another image
@@ -75,5 +75,5 @@ KIND = Kind(
         f"noise of scale {victim.noise_scale:g}, the same for the same image"
         + (", which keeps the likeliest class" if victim.noise_keeps_label else "")
     ),
-    changes=lambda victim: ("soft",) if victim.noise_keeps_label else ("soft", "hard"),
+    changes=lambda victim: (probabilities_only if victim.noise_keeps_label else both)(victim),
 )

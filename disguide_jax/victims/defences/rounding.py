@@ -27,7 +27,7 @@ KIND = Kind(
     name="round",
     keys=("decimals",),
     make=lambda owner: Rounding(owner.victim.decimals),
-    about=lambda victim: f"rounds to {victim.decimals} decimals",
+    about=lambda victim: f"rounds to {victim.decimals} decimal{'s' * (victim.decimals > 1)}",
     changes=probabilities_only,
     usual={"decimals": 1},
 )

@@ -36,7 +36,7 @@ class Misinformation(Defence):
 
 
 def make(owner: Owner) -> Misinformation:
-    """Trains f.
+    """Trains the network f, which avoids the true class.
 
     Raises:
       UserError: there are no labelled images, or none of a size that f takes.

@@ -89,6 +89,11 @@ class Prada:
         in_sets = self._num_classes * self._capacity * (self._num_values + 1)
         return 4 * in_sets + 8 * WINDOW
 
+    @property
+    def distances(self) -> np.ndarray:
+        """The last distances, at most WINDOW, the oldest first."""
+        return np.array(self._distances)
+
     def observe(self, images: np.ndarray, labels: np.ndarray) -> Alarm | None:
         """Looks at the next queries, see `Detector`."""
         for start in range(0, len(images), AT_ONCE):
@@ -111,7 +116,7 @@ class Prada:
                 self._distances.append(distance)
             if self._alarm or self._num_seen % EVERY or len(self._distances) < LEAST:
                 continue
-            w = shapiro_w(np.array(self._distances))
+            w = shapiro_w(self.distances)
             self.least_w = min(self.least_w, w)
             if w < self._delta:
                 why = f"W of the last {len(self._distances):,} distances is {w:.3f}"

@@ -107,13 +107,13 @@ class VictimConfig:
     cut_off: float = setting(
         0.5, "of high_confidence: less likely classes than this are not named", above=0, most=1
     )
-    beta: float = setting(1.0, "of reverse_sigmoid: how much is taken off", above=0)
-    gamma: float = setting(0.1, "of reverse_sigmoid: how soon it is", above=0)
-    nu: float = setting(1000.0, "of misinformation: how sudden it is", above=0)
-    tau: float = setting(
+    sigmoid_beta: float = setting(1.0, "of reverse_sigmoid: how much is taken off", above=0)
+    sigmoid_gamma: float = setting(0.1, "of reverse_sigmoid: how soon it is", above=0)
+    misinformation_nu: float = setting(1000.0, "of misinformation: how sudden it is", above=0)
+    misinformation_tau: float = setting(
         0.9, "of misinformation: a victim less sure than this is unsure", least=0, most=1
     )
-    wrong_model: str = setting(
+    misinformation_model: str = setting(
         "lenet5", "of misinformation: the network that learns to be wrong, as clones.model"
     )
     logits: bool = setting(False, "an ONNX file ends with logits, before a softmax")

@@ -291,7 +291,7 @@ def plain_logits(victim, images):
         ("hard", {"defence": "noise", "noise_keeps_label": True}, "config.labels=soft, or choose"),
         ("soft", {"defence": "round"}, "victim.decimals is 0; with config.victim.defence=round it"),
         ("soft", {"defence": "top_k"}, "victim.top_k is 0; with config.victim.defence=top_k it mu"),
-        ("soft", {"defence": "noise", "tau": 0.5}, "victim.tau is 0.5; the defence noise makes no"),
+        ("soft", {"defence": "noise", "cut_off": 0.4}, "victim.cut_off is 0.4; the defence noise"),
         ("soft", {"defence": "noise", "top_k": 2}, "victim.top_k is 2; the defence noise makes no"),
         ("soft", {"noise_scale": 0.5}, "noise_scale is 0.5; a victim without a defence makes no u"),
         ("soft", {"defence": "noise", "noise_scale": 0.0}, "noise_scale is 0.0; it must be above"),

@@ -43,14 +43,17 @@ def make(owner: Owner) -> Misinformation:
     """
     config, task, split = owner.victim, owner.task, owner.train_split()
     net = models.make_classifier(
-        config.wrong_model, num_classes=task.num_classes, size=task.size, channels=task.channels
+        config.misinformation_model,
+        num_classes=task.num_classes,
+        size=task.size,
+        channels=task.channels,
     )
     batch_size = min(BATCH_SIZE, len(split.labels))
     steps_per_epoch = len(split.labels) // batch_size
     training = VictimTrainingConfig(
         name="misinformation",
         dataset="",
-        model=config.wrong_model,
+        model=config.misinformation_model,
         epochs=-(-UPDATES // steps_per_epoch),
         batch_size=batch_size,
         learning_rate=LEARNING_RATE,
@@ -73,16 +76,16 @@ def make(owner: Owner) -> Misinformation:
         hard_labels=False,
         knows_transform=config.input_space == "post-transform",
     )
-    return Misinformation(wrong, config.nu, config.tau)
+    return Misinformation(wrong, config.misinformation_nu, config.misinformation_tau)
 
 
 KIND = Kind(
     name="misinformation",
-    keys=("nu", "tau", "wrong_model"),
+    keys=("misinformation_nu", "misinformation_tau", "misinformation_model"),
     make=make,
     about=lambda victim: (
-        f"misinforms who makes it less sure than {victim.tau:g} (nu {victim.nu:g}, by a "
-        f"{victim.wrong_model})"
+        f"misinforms who makes it less sure than {victim.misinformation_tau:g} "
+        f"(nu {victim.misinformation_nu:g}, by a {victim.misinformation_model})"
     ),
     changes=both,
     learns=True,

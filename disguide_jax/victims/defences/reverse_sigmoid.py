@@ -35,8 +35,10 @@ class ReverseSigmoid(Defence):
 
 KIND = Kind(
     name="reverse_sigmoid",
-    keys=("beta", "gamma"),
-    make=lambda owner: ReverseSigmoid(owner.victim.beta, owner.victim.gamma),
-    about=lambda victim: f"reverse sigmoid with beta {victim.beta:g} and gamma {victim.gamma:g}",
+    keys=("sigmoid_beta", "sigmoid_gamma"),
+    make=lambda owner: ReverseSigmoid(owner.victim.sigmoid_beta, owner.victim.sigmoid_gamma),
+    about=lambda victim: (
+        f"reverse sigmoid with beta {victim.sigmoid_beta:g} and gamma {victim.sigmoid_gamma:g}"
+    ),
     changes=both,
 )

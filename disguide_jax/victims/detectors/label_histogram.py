@@ -1,4 +1,4 @@
-"""The label histogram: are the classes of queries those of honest ones?
+"""The label histogram asks whether the classes of queries are those of honest ones.
 
 Queries are counted by class in windows, one after the other, and each full window is compared
 with what honest users ask by Pearson's chi-squared test.

@@ -1,4 +1,4 @@
-"""PRADA (Juuti et al., EuroS&P 2019): are distances between queries normally distributed?
+"""PRADA (Juuti et al., EuroS&P 2019) asks whether distances between queries are normal.
 
 Of each query the distance to the nearest earlier one of its class is taken. Distances between
 real images are close to normal; those of made-up ones, which are steps away from each other or

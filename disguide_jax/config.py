@@ -34,9 +34,10 @@ OF_SERVICES = (
     *(f"victim.{key}" for key in ("requests_per_second", "timeout_seconds", "retries")),
     "victim.token_env",
 )
+OF_ANSWERS = ("victim.top_k", "victim.decimals")  # an endpoint's, or a defence's
 OF_ENDPOINTS = (
     "fidelity_images",
-    *(f"victim.{key}" for key in ("image_size", "channels", "num_classes", "top_k", "decimals")),
+    *(f"victim.{key}" for key in ("image_size", "channels", "num_classes")),
     *OF_ONNX,
     *OF_SERVICES,
     "victim.authorised_by",
@@ -262,7 +263,8 @@ def check_victim(config: Config, check: Callable[[str, bool, str], None]) -> Non
     )
     if not victim.endpoint:
         check("dataset", bool(config.dataset), "a data set, unless the victim is an endpoint")
-        refuse_ignored(config, OF_ENDPOINTS, "a victim whose weights are at hand")
+        ignored = OF_ENDPOINTS + (() if victim.defence else OF_ANSWERS)
+        refuse_ignored(config, ignored, "a victim whose weights are at hand")
         return
     if not victim.endpoint.startswith("onnx:"):
         refuse_ignored(config, OF_ONNX, "an endpoint that is no ONNX file")

@@ -86,9 +86,35 @@ class VictimConfig:
         must_be="at least 2, or 0 for that of the data set",
         auto=True,
     )
-    top_k: int = setting(0, "how many classes an endpoint's probabilities name; 0: all", least=0)
+    top_k: int = setting(
+        0,
+        "how many classes an endpoint's probabilities name, or the defence top_k; 0: all",
+        least=0,
+    )
     decimals: int = setting(
-        0, "to which an endpoint rounds its probabilities; 0: it does not", least=0, most=12
+        0,
+        "to which an endpoint, or the defence round, rounds its probabilities; 0: it does not",
+        least=0,
+        most=12,
+    )
+    defence: str = setting(
+        "",
+        "what stands between the victim and whoever asks: round, top_k, label_only, noise, "
+        "high_confidence, reverse_sigmoid or misinformation; see disguide_jax/victims/defences",
+    )
+    noise_scale: float = setting(0.1, "of noise: its standard deviation", above=0)
+    noise_keeps_label: bool = setting(False, "of noise: the likeliest class stays the likeliest")
+    cut_off: float = setting(
+        0.5, "of high_confidence: less likely classes than this are not named", above=0, most=1
+    )
+    sigmoid_beta: float = setting(1.0, "of reverse_sigmoid: how much is taken off", above=0)
+    sigmoid_gamma: float = setting(0.1, "of reverse_sigmoid: how soon it is", above=0)
+    misinformation_nu: float = setting(1000.0, "of misinformation: how sudden it is", above=0)
+    misinformation_tau: float = setting(
+        0.9, "of misinformation: a victim less sure than this is unsure", least=0, most=1
+    )
+    misinformation_model: str = setting(
+        "lenet5", "of misinformation: the network that learns to be wrong, as clones.model"
     )
     logits: bool = setting(False, "an ONNX file ends with logits, before a softmax")
     layout: str = setting(

@@ -129,9 +129,11 @@ def refuse_ignored(config: Any, ignored: tuple[str, ...], by: str) -> None:
     Raises:
       UserError: names the first such key.
     """
+    groups = tuple(name for name in ignored if name.endswith("."))
     for key, known in settings(type(config)).items():
         value = get_value(config, key)
-        if key.startswith(ignored) and value != known.default:
+        is_meant = key in ignored or key.startswith(groups)
+        if is_meant and value != known.default:
             raise UserError(
                 f"config.{key} is {value!r}; {by} makes no use of it: leave it at its default, "
                 f"{known.default!r}"

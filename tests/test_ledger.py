@@ -100,7 +100,7 @@ def test_the_budget_is_never_exceeded_and_test_images_are_no_part_of_it(tmp_path
             paid.ask(TRAINING, 2, images(3))
         paid.ask(TEST, 2, images(4))
         assert (paid.received, paid.received_for_tests) == (4, 4)
-        assert paid.counts == [2, 2, 4]
+        assert paid.counts == [2, 2, 4, 0]
     assert len(endpoint.received) == 8
 
 

@@ -26,6 +26,8 @@ SUMMARY = {
     "queries",
     "rounds",
     "victim_accuracy",
+    "defence",
+    "defended_victim_accuracy",
     "soft_vote_accuracy",
     "hard_vote_accuracy",
     "clone_accuracy",

@@ -11,6 +11,7 @@ from disguide_jax.core import losses
 from disguide_jax.core.types import Array
 
 CloneLoss = Callable[[Array, Array], Array]  # logits [C, N, K], answers -> [C, N]
+LEFT = 2.0**-24  # of probabilities whose sum float32 rounds to 1
 
 
 class Answers(NamedTuple):
@@ -96,6 +97,29 @@ def to_labels(answers: Array) -> Array:
     """
     chex.assert_rank(answers, {1, 2})
     return answers if answers.ndim == 1 else jnp.argmax(answers, axis=-1).astype(jnp.int32)
+
+
+def whole(probs: Array, *, spread: bool = False, decimals: int = 0) -> Array:
+    """All of K probabilities, which sum to 1, from what an API tells of them.
+
+    Args:
+      probs: [N, K], of which some are 0.
+      spread: classes that are 0 were not named: what is left of 1 goes evenly to them. Of a sum
+        that float32 rounds to 1 at least half a unit of its last digit is left.
+      decimals: to which the others are rounded, so that 0 means half a unit; 0: they are not.
+
+    Raises:
+      AssertionError: of other shapes.
+    """
+    chex.assert_rank(probs, 2)
+    if spread:
+        unnamed = probs == 0
+        left = jnp.maximum(1 - probs.sum(axis=1, keepdims=True), LEFT)
+        num = jnp.maximum(unnamed.sum(axis=1, keepdims=True), 1)
+        probs = jnp.where(unnamed, left / num, probs)
+    if decimals:
+        probs = jnp.maximum(probs, 0.5 * 10.0**-decimals)
+    return probs / probs.sum(axis=1, keepdims=True)
 
 
 def soft_vote(logits: Array) -> Array:

@@ -231,6 +231,20 @@ def hard_cross_entropy(logits: Array, *, labels: Array, smoothing: float = 0.0) 
     return (1 - smoothing) * loss - smoothing * jax.nn.log_softmax(logits).mean(axis=-1)
 
 
+def reverse_cross_entropy(logits: Array, *, labels: Array) -> Array:
+    """`-log(1 - p_y)`, low where a label has no probability, [..., N, K] -> [..., N].
+
+    What misinforms an attacker is trained with it (Kariyappa and Qureshi, CVPR 2020).
+
+    Raises:
+      AssertionError: N differs.
+    """
+    chex.assert_axis_dimension(labels, -1, logits.shape[-2])
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
+    return jax.nn.logsumexp(logits, axis=-1) - others
+
+
 def boundary_weights(logits: Array, *, weight: float) -> Array:
     """How much each image counts that lies near the clones' decision boundary, [C, N, K] -> [N].
 

@@ -94,10 +94,12 @@ def make_train_step(
     net: Net,
     tx: optax.GradientTransformation,
     task: Task,
+    loss_fn: Callable[..., Array] = losses.hard_cross_entropy,
 ) -> TrainStep:
     """The pure function (state, train set) -> (state, metrics) of one update.
 
-    It raises AssertionError for a train set of other shapes than `Images` has.
+    `loss_fn` takes logits [N, K] and `labels` [N], and gives a loss for each image. The function
+    raises AssertionError for a train set of other shapes than `Images` has.
     """
     mean, std = (jnp.asarray(x).reshape(1, 1, 1, -1) for x in (task.mean, task.std))
 
@@ -124,7 +126,7 @@ def make_train_step(
         def mean_loss(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
             variables = Variables(params, state.network.batch_stats)
             logits, batch_stats = net.apply(variables, images, train=True)
-            loss = losses.hard_cross_entropy(logits, labels=labels).mean()
+            loss = loss_fn(logits, labels=labels).mean()
             right = (jnp.argmax(logits, axis=-1) == labels).mean(dtype=jnp.float32)
             return loss, (batch_stats, {"train/accuracy": right})
 

@@ -22,7 +22,8 @@ fails. So a last record without one, written since the machine was started, was 
 
 What the victim is asked belongs to an account: TRAINING, whose positions count the images that
 clones learn from; FIDELITY, images that only measure how alike clones and victim are; TEST, the
-test images of a data set, which are no part of the budget.
+test images of a data set, which are no part of the budget; UNDEFENDED, the images of these two
+accounts once more where the victim has a defence, answered as without one, for its owner.
 """
 
 import functools
@@ -41,8 +42,7 @@ import numpy as np
 from disguide_jax.errors import UserError
 from disguide_jax.files import atomic
 
-TRAINING, FIDELITY, TEST = range(3)
-ACCOUNTS = (TRAINING, FIDELITY, TEST)
+TRAINING, FIDELITY, TEST, UNDEFENDED = ACCOUNTS = range(4)
 OPENED, SENT, AGAIN, ANSWERS, LEFT = range(5)
 MAGIC = b"DGL2"
 HEADER = struct.Struct("<4sBBiQQIQI")  # magic, then the fields of _Header

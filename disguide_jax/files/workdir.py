@@ -71,6 +71,25 @@ def read_started(workdir: pathlib.Path) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read: {error}; choose another --workdir") from error
 
 
+def config_of(workdir: pathlib.Path) -> tuple[Config, Hashes]:
+    """The configuration of the extraction that a workdir holds, and the hashes of its contents.
+
+    Keys that came later have their defaults, and those that are no more are left out.
+
+    Raises:
+      UserError: there is none.
+    """
+    started = read_started(workdir) if workdir.is_dir() else None
+    known, before = settings(Config), _flat(started["config"]) if started else {}
+    required = [key for key, about in known.items() if about.default is REQUIRED]
+    if started is None or not set(required) <= before.keys():
+        raise UserError(f"{workdir.absolute()} holds no extraction: there is no config.json of one")
+    config = Config(**{key: before[key] for key in required})
+    for key in known.keys() & before.keys():
+        set_value(config, key, before[key])
+    return config, started.get("contents") or {}
+
+
 def adopt[Kind: (Config, VictimTrainingConfig)](config: Kind, started: dict[str, Any]) -> Kind:
     """The configuration in which keys left to the program are what the run began with."""
     adopted, before = copy.deepcopy(config), _flat(started["config"])

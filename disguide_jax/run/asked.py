@@ -9,49 +9,77 @@ from disguide_jax.core.types import Task
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, transfer
 from disguide_jax.methods import METHODS
+from disguide_jax.run import answering
 from disguide_jax.settings import get_value
-from disguide_jax.victims import endpoints, network
+from disguide_jax.victims import defences, endpoints, network
 from disguide_jax.victims.contract import Contract
 from disguide_jax.victims.host import Endpoint
 
 MOST_FIDELITY_IMAGES, FIDELITY_SHARE = 1_000, 50  # of the budget one in so many
 
 
-def load(config: Config) -> tuple[network.Victim | Endpoint, Task, str]:
-    """The victim, what it classifies, and what it is in words.
+def load(config: Config) -> tuple[defences.Traced | Endpoint, Task, str]:
+    """The victim behind its defence, what it classifies, and what it is in words.
 
     What the configuration leaves to the victim's file is filled in.
 
     Raises:
       UserError: something about the victim or the data set is wrong.
     """
-    info = describe(config)
-    if config.victim.endpoint:
+    kind, hard_labels = answering.defence_of(config), config.labels == "hard"
+    if kind is None:
+        return load_undefended(config, hard_labels=hard_labels)
+    # A defence changes probabilities, whatever the attacker gets of them.
+    takes_labels = "soft" not in kind.changes(config.victim)
+    victim, task, about = load_undefended(config, hard_labels=hard_labels and takes_labels)
+    defence = kind.make(owner_of(config, task))
+    about = f"{about}, behind a defence: {kind.about(config.victim)}"
+    if isinstance(victim, network.Victim):
+        return defences.Defended(victim, defence, hard_labels), task, about
+    return defences.DefendedEndpoint(victim, defence, hard_labels=hard_labels), task, about
+
+
+def owner_of(config: Config, task: Task) -> defences.Owner:
+    """Whose victim it is, as far as defences ask."""
+    return defences.Owner(
+        config.victim, task, lambda: datasets.load(config.dataset, "train", config.data_dir)
+    )
+
+
+def load_undefended(
+    config: Config, *, hard_labels: bool
+) -> tuple[network.Victim | Endpoint, Task, str]:
+    """The victim itself, see `load`; it answers with probabilities unless labels are wanted."""
+    info, victim = describe(config), config.victim
+    if victim.endpoint:
+        kind = answering.defence_of(config)
+        of_defence = kind.keys if kind else ()
         contract = Contract(
             info.num_classes,
-            hard_labels=config.labels == "hard",
-            top_k=config.victim.top_k,
-            decimals=config.victim.decimals,
+            hard_labels=hard_labels,
+            top_k=0 if "top_k" in of_defence else victim.top_k,
+            decimals=0 if "decimals" in of_defence else victim.decimals,
+            defence=victim.defence,
         )
-        endpoint = endpoints.connect(config.victim, contract)
-        return endpoint, task_of(info), config.victim.endpoint
+        endpoint = endpoints.connect(victim, contract)
+        return endpoint, task_of(info), victim.endpoint
     net, variables, model = network.load_network(
         config.victim, num_classes=info.num_classes, size=info.size, channels=info.channels
     )
     mean, std = network.normalisation(config.victim, info)
     config.victim.model, config.victim.width = model.model, model.width
     config.victim.mean, config.victim.std = mean, std
-    victim = network.make_victim(
+    oracle = network.make_victim(
         net,
         variables,
         mean=mean,
         std=std,
-        hard_labels=config.labels == "hard",
+        hard_labels=hard_labels,
         knows_transform=config.victim.input_space == "post-transform",
     )
     num_params = sum(leaf.size for leaf in jax.tree.leaves(variables.params))
     task = task_of(info)._replace(mean=mean, std=std)
-    return victim, task, f"{model.model}, {num_params:,} parameters ({config.victim.weights})"
+    return oracle, task, f"{model.model}, {num_params:,} parameters ({config.victim.weights})"
 
 
 def describe(config: Config) -> datasets.Info:
@@ -104,6 +132,10 @@ def contents_of(config: Config) -> dict[str, str]:
     if config.dataset:
         test = datasets.load(config.dataset, "test", config.data_dir)
         hashes["test images"] = datasets.fingerprint(test)
+    kind = answering.defence_of(config)
+    if kind and kind.learns:
+        train = datasets.load(config.dataset, "train", config.data_dir)
+        hashes["training images"] = datasets.fingerprint(train)
     return hashes
 
 
@@ -114,6 +146,7 @@ def places_of(config: Config) -> dict[str, str]:
         "victim": victim,
         "transfer set": config.offline.queries,
         "test images": f"data set {config.dataset}",
+        "training images": f"data set {config.dataset}",
     }
 
 

@@ -15,7 +15,7 @@ from disguide_jax.core import backend, mesh, pixels
 from disguide_jax.core.answers import hard_vote, soft_vote, to_labels
 from disguide_jax.core.types import Array, Net, Variables
 from disguide_jax.errors import UserError
-from disguide_jax.victims.network import Victim
+from disguide_jax.victims.defences import Traced
 
 PADDING = -1  # label of the rows that fill up the last batch, and of what nobody knows
 
@@ -25,7 +25,8 @@ class TestSet(NamedTuple):
 
     images: Array  # [B, N, H, W, channels] uint8
     labels: Array  # [B, N] int32, PADDING where there is no image or no known label
-    victim_labels: Array  # [B, N] int32, PADDING where there is no image
+    victim_labels: Array  # [B, N] int32, of the victim itself; PADDING where there is no image
+    defended_labels: Array | None = None  # likewise, of a victim behind a defence
 
 
 class Scores(NamedTuple):
@@ -46,6 +47,7 @@ def make_test_set(
     images: np.ndarray,
     labels: np.ndarray | None,
     victim_labels: np.ndarray,
+    defended_labels: np.ndarray | None = None,
     *,
     batch_size: int | None = None,
 ) -> TestSet:
@@ -55,6 +57,7 @@ def make_test_set(
       images: [M, H, W, channels] uint8.
       labels: [M] integers; None where nobody knows them.
       victim_labels: [M] integers, what the victim said, which fidelity is measured against.
+      defended_labels: [M] integers, what it said behind its defence, where it has one.
       batch_size: N, if not what suits the backend, made a multiple of the devices in use; the
         last batch is padded.
     """
@@ -72,11 +75,12 @@ def make_test_set(
         jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:])),
         batches(unknown if labels is None else labels),
         batches(victim_labels),
+        None if defended_labels is None else batches(defended_labels),
     )
     return mesh.on_all(test_set)
 
 
-def labels_of(victim: Victim, images: np.ndarray) -> np.ndarray:
+def labels_of(victim: Traced, images: np.ndarray) -> np.ndarray:
     """What a victim says of real images [M, H, W, channels] uint8, [M] int32."""
     batch_size = min(backend.tested_at_once(images.shape[1]), len(images))
     padded = np.pad(images, [(0, -len(images) % batch_size)] + [(0, 0)] * 3)
@@ -85,16 +89,27 @@ def labels_of(victim: Victim, images: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _ask(victim: Victim, images: Array) -> Array:
+def _ask(victim: Traced, images: Array) -> Array:
     return to_labels(victim(victim.to_input_space(pixels.decode(images))))
 
 
 def victim_accuracy(test_set: TestSet) -> float | None:
-    """The victim's accuracy on the test images; None where no true labels are known."""
-    known = test_set.labels != PADDING
+    """The accuracy on the test images of the victim itself; None where nobody knows the labels."""
+    return _accuracy(test_set.victim_labels, test_set.labels)
+
+
+def defended_accuracy(test_set: TestSet) -> float | None:
+    """Behind its defence; None where it has none, or no true labels are known."""
+    if test_set.defended_labels is None:
+        return None
+    return _accuracy(test_set.defended_labels, test_set.labels)
+
+
+def _accuracy(named: Array, labels: Array) -> float | None:
+    known = labels != PADDING
     if not known.any():
         return None
-    return int(((test_set.victim_labels == test_set.labels) & known).sum()) / int(known.sum())
+    return int(((named == labels) & known).sum()) / int(known.sum())
 
 
 def num_images(test_set: TestSet) -> int:
@@ -103,7 +118,7 @@ def num_images(test_set: TestSet) -> int:
 
 
 def make_evaluate(
-    clones: Net, victim: Victim | None = None
+    clones: Net, victim: Traced | None = None
 ) -> Callable[[Variables, TestSet], Scores]:
     """A function that scores stacked clones on a test set, one compiled batch at a time.
 
@@ -113,7 +128,7 @@ def make_evaluate(
     """
 
     @jax.jit
-    def count(variables: Variables, victim: Victim | None, batch: TestSet) -> dict[str, Array]:
+    def count(variables: Variables, victim: Traced | None, batch: TestSet) -> dict[str, Array]:
         images = pixels.decode(batch.images)
         images = images if victim is None else victim.to_input_space(images)
         logits, _ = clones.apply(variables, images, train=False)

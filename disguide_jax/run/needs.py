@@ -59,7 +59,9 @@ def _tested(config: Config, test_set: evaluate.TestSet) -> str:
     accuracy, num_images = evaluate.victim_accuracy(test_set), evaluate.num_images(test_set)
     if accuracy is None:
         return f"on {num_images:,} random shapes, paid from the budget: fidelity only"
-    return f"on {num_images:,} test images of {config.dataset}; victim {accuracy:.4f}"
+    defended = evaluate.defended_accuracy(test_set)
+    behind = "" if defended is None else f", behind its defence {defended:.4f}"
+    return f"on {num_images:,} test images of {config.dataset}; victim {accuracy:.4f}{behind}"
 
 
 def _rates(program: Program) -> str:

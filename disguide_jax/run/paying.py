@@ -14,11 +14,11 @@ from disguide_jax.core.exchange import Trade
 from disguide_jax.core.types import Stage
 from disguide_jax.errors import Stopped
 from disguide_jax.files import datasets, transfer
-from disguide_jax.files.ledger import FIDELITY, TEST, TRAINING, Format, Ledger
+from disguide_jax.files.ledger import FIDELITY, TEST, TRAINING, UNDEFENDED, Format, Ledger
 from disguide_jax.run import evaluate
 from disguide_jax.run.asked import num_fidelity_images
 from disguide_jax.run.program import Program
-from disguide_jax.victims import network
+from disguide_jax.victims.defences import Defended, DefendedEndpoint, Traced
 from disguide_jax.victims.paid import Paid
 
 ASKED_AT_ONCE = 256  # test images, of an endpoint
@@ -39,9 +39,11 @@ def opened(
     Raises:
       UserError: the ledger cannot be used.
     """
-    if isinstance(program.victim, network.Victim):
+    victim = program.victim
+    if isinstance(victim, Traced):
         yield None
         return
+    undefended = victim.undefended if isinstance(victim, DefendedEndpoint) else None
     task, answers = program.kit.task, program.kit.answers
     kept = Format(
         (task.size, task.size, task.channels),
@@ -53,11 +55,11 @@ def opened(
         if stop:
             raise Stopped(stop[0], "a request that was not answered")
 
-    with contextlib.closing(program.victim), Ledger(workdir / "ledger", kept) as ledger:
+    with contextlib.closing(victim), Ledger(workdir / "ledger", kept) as ledger:
         for account, num in enumerate(received):
             ledger.expect(account, num)
         budget = program.config.query_budget
-        yield Paid(program.victim, ledger, budget=budget, check_stop=check_stop)
+        yield Paid(victim, ledger, budget=budget, check_stop=check_stop, undefended=undefended)
 
 
 def payable_stages(program: Program, paid: Paid | None, num_queries: int) -> tuple[Stage, ...]:
@@ -86,7 +88,8 @@ def make_trade(paid: Paid, num_queries: int) -> Trade:
 def make_test_set(program: Program, paid: Paid | None = None) -> evaluate.TestSet:
     """The images that clones are tested on, and what the victim says of them.
 
-    Without a data set they are random shapes, whose true labels nobody knows.
+    Of a victim behind a defence that is what it says without and with it. Without a data set the
+    images are random shapes, whose true labels nobody knows.
 
     Raises:
       UserError: the data set is absent or damaged, or the victim does not answer.
@@ -95,7 +98,11 @@ def make_test_set(program: Program, paid: Paid | None = None) -> evaluate.TestSe
     if paid is None:
         victim = program.network_victim
         test = datasets.load(config.dataset, "test", config.data_dir)
-        return evaluate.make_test_set(*test, evaluate.labels_of(victim, test.images))
+        answered = evaluate.labels_of(victim, test.images)
+        if not isinstance(victim, Defended):
+            return evaluate.make_test_set(*test, answered)
+        own = evaluate.labels_of(victim.undefended, test.images)
+        return evaluate.make_test_set(*test, own, answered)
     known = transfer.load(config.offline.queries) if program.method.learns_from_file else None
     if config.dataset:
         images, labels = datasets.load(config.dataset, "test", config.data_dir)
@@ -110,8 +117,14 @@ def make_test_set(program: Program, paid: Paid | None = None) -> evaluate.TestSe
         labels, account = None, FIDELITY
     if known and np.array_equal(images, known.test_images):
         paid.adopt(account, images, known.test_answers, at_once=ASKED_AT_ONCE)
-    answers = [
-        to_labels(jnp.asarray(paid.ask(account, i, images[i : i + ASKED_AT_ONCE])[1]))
-        for i in range(0, len(images), ASKED_AT_ONCE)
-    ]
-    return evaluate.make_test_set(images, labels, np.concatenate(answers))
+
+    def named(account: int) -> np.ndarray:
+        answers = [
+            to_labels(jnp.asarray(paid.ask(account, i, images[i : i + ASKED_AT_ONCE])[1]))
+            for i in range(0, len(images), ASKED_AT_ONCE)
+        ]
+        return np.concatenate(answers)
+
+    if not isinstance(program.victim, DefendedEndpoint):
+        return evaluate.make_test_set(images, labels, named(account))
+    return evaluate.make_test_set(images, labels, named(UNDEFENDED), named(account))

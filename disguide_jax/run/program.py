@@ -34,7 +34,7 @@ from disguide_jax.files import transfer
 from disguide_jax.methods import METHODS
 from disguide_jax.run import answering, asked, devices
 from disguide_jax.settings import refuse_ignored
-from disguide_jax.victims import network
+from disguide_jax.victims.defences import Traced
 from disguide_jax.victims.host import Endpoint
 
 
@@ -45,7 +45,7 @@ class Program(NamedTuple):
     method: Method
     stages: tuple[Stage, ...]
     kits: dict[str, Kit]  # by the stage's name
-    victim: network.Victim | Endpoint
+    victim: Traced | Endpoint  # behind its defence
     about_victim: str  # what it is in words
     template: TrainState  # shapes
 
@@ -70,13 +70,13 @@ class Program(NamedTuple):
         return self.kit.networks
 
     @property
-    def network_victim(self) -> network.Victim:
-        """The victim whose weights are at hand.
+    def network_victim(self) -> Traced:
+        """The victim whose weights are at hand, behind its defence.
 
         Raises:
           UserError: it is an endpoint.
         """
-        if isinstance(self.victim, network.Victim):
+        if isinstance(self.victim, Traced):
             return self.victim
         raise UserError(
             f"config.victim.endpoint is {self.config.victim.endpoint!r}; this needs a victim whose "
@@ -109,6 +109,7 @@ def resolve(config: Config) -> Config:
     refuse_ignored(config, method.ignores, method.name)
     config = spelled_out(config)
     refuse_ignored(config, *answering.ignored(config))
+    answering.refuse_unused(config)
     if config.precision == "auto":
         config.precision = backend.usual_dtype().name
     config.clones.width = config.clones.width or models.usual_width(config.clones.model)
@@ -143,7 +144,7 @@ def build(config: Config) -> Program:
         method=method_of(config),
         stages=stages,
         kits=kits,
-        victim=mesh.on_all(victim) if isinstance(victim, network.Victim) else victim,
+        victim=mesh.on_all(victim) if isinstance(victim, Traced) else victim,
         about_victim=about,
         template=mesh.like(template),
     )

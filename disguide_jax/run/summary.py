@@ -10,7 +10,7 @@ from disguide_jax.config import to_dict
 from disguide_jax.core.types import TrainState, Variables
 from disguide_jax.files import weights
 from disguide_jax.files.workdir import provenance
-from disguide_jax.run import copies, evaluate
+from disguide_jax.run import answering, copies, evaluate
 from disguide_jax.run.program import Program
 from disguide_jax.run.progress import Progress
 from disguide_jax.victims.paid import Paid
@@ -36,7 +36,7 @@ def summarise(
     """
     clones, config = program.method.result(state), program.config
     queries = paid.received if paid else int(state.queries)
-    known = scores.labelled
+    known, kind = scores.labelled, answering.defence_of(config)
     return {
         "config": to_dict(config),
         "method": config.method,
@@ -46,6 +46,8 @@ def summarise(
         "rounds": int(state.round),
         "evaluation_queries": paid.received_for_tests if paid else None,
         "victim_accuracy": evaluate.victim_accuracy(test_set),
+        "defence": kind.about(config.victim) if kind else None,
+        "defended_victim_accuracy": evaluate.defended_accuracy(test_set),
         "soft_vote_accuracy": scores.soft_vote_accuracy if known else None,
         "hard_vote_accuracy": scores.hard_vote_accuracy if known else None,
         "clone_accuracy": scores.clone_accuracy.tolist() if known else None,
@@ -102,16 +104,23 @@ def clones_sha256(clones: Variables) -> str:
 
 def report(summary: dict[str, Any]) -> str:
     """The end of a run in a few lines."""
-    lines = [f"fidelity   {summary['fidelity']:.4f}"]
+    defence, behind = summary["defence"], summary["defended_victim_accuracy"]
+    without = " without its defence" if defence else ""
+    lines = [f"fidelity   {summary['fidelity']:.4f}{' to the victim' if defence else ''}{without}"]
     soft_vote, victim_accuracy = summary["soft_vote_accuracy"], summary["victim_accuracy"]
     if soft_vote is not None:
         clones = ", ".join(f"{a:.4f}" for a in summary["clone_accuracy"])
         share = f"{soft_vote / victim_accuracy:.1%} of " if victim_accuracy else ""
         lines.insert(
             0,
-            f"soft vote  {soft_vote:.4f}, {share}the victim's {victim_accuracy:.4f} "
-            f"(clones {clones}; maximum {summary['max_soft_vote_accuracy']:.4f})",
+            f"soft vote  {soft_vote:.4f}, {share}the victim's {victim_accuracy:.4f}"
+            f"{without} (clones {clones}; "
+            f"maximum {summary['max_soft_vote_accuracy']:.4f})",
         )
+    if defence:
+        lines.append(f"defence    {defence}")
+    if behind is not None:
+        lines.append(f"its price  the victim has {behind:.4f} behind it")
     lines.append(
         f"queries    {summary['queries']:,} of {summary['query_budget']:,}, "
         f"{summary['queries_per_second']:,.0f} a second, {summary['wall_seconds']:.0f} s"

@@ -27,7 +27,7 @@ from disguide_jax.run import asked, program
 from disguide_jax.study import flops, gpus, hlo, rounds
 from disguide_jax.study.gpus import GPUS, Gpu
 from disguide_jax.study.measure import Row, Say
-from disguide_jax.victims import network
+from disguide_jax.victims.defences import Traced
 
 PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 PREALLOCATED = 0.75  # of a GPU's memory, by default; see `backend.memory_of_each` for more
@@ -88,7 +88,7 @@ def plan(config: Config, name: str) -> list[Row]:
     return rows
 
 
-def victim_shapes(config: Config) -> tuple[network.Victim, Task]:
+def victim_shapes(config: Config) -> tuple[Traced, Task]:
     """The shapes of the victim, and what it classifies.
 
     Raises:
@@ -96,10 +96,10 @@ def victim_shapes(config: Config) -> tuple[network.Victim, Task]:
     """
     tasks = []
 
-    def load() -> network.Victim:
+    def load() -> Traced:
         victim, task, _ = asked.load(config)
         tasks.append(task)
-        if not isinstance(victim, network.Victim):
+        if not isinstance(victim, Traced):
             raise AssertionError("the victim is an endpoint")
         return victim
 
@@ -107,7 +107,7 @@ def victim_shapes(config: Config) -> tuple[network.Victim, Task]:
 
 
 def compile_for(
-    gpu: Gpu, play: exchange.Play, state: TrainState, victim: network.Victim
+    gpu: Gpu, play: exchange.Play, state: TrainState, victim: Traced
 ) -> jax.stages.Compiled:
     """A call that plays many rounds on a GPU, from shapes."""
     described = topologies.get_topology_desc(

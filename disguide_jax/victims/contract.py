@@ -7,8 +7,10 @@ rounded to 0 counts as half a unit of the last decimal.
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from disguide_jax.core.answers import whole
 from disguide_jax.errors import UserError
 
 SUM_TOLERANCE = 0.01  # of probabilities, beside what their rounding explains
@@ -22,6 +24,7 @@ class Contract(NamedTuple):
     hard_labels: bool  # probabilities are answered, or asked for, no further than their largest
     top_k: int = 0  # classes that probabilities name; 0: all
     decimals: int = 0  # to which they are rounded; 0: they are not
+    defence: str = ""  # what is to change them, which takes probabilities
 
     def check(self, answers: Any, num_images: int, source: str) -> np.ndarray:
         """Answers as arrays: labels [N] int32, or whole probabilities [N, K] float32.
@@ -47,11 +50,13 @@ class Contract(NamedTuple):
 
     def _labels(self, answers: np.ndarray, num_images: int, source: str) -> np.ndarray:
         if not self.hard_labels:
+            wanted = f"they must be probabilities [{num_images}, {self.num_classes}]"
+            advice = "set config.labels=hard"
+            if self.defence:
+                wanted += f", of which the defence {self.defence} makes others"
+                advice += " and config.victim.defence=label_only or none"
             raise _wrong(
-                source,
-                answers,
-                f"they must be probabilities [{num_images}, {self.num_classes}]; for a victim that "
-                "names classes only, set config.labels=hard",
+                source, answers, f"{wanted}; for a victim that names classes only, {advice}"
             )
         wanted = f"{num_images} labels from 0 to {self.num_classes - 1}"
         if answers.shape != (num_images,) or (answers != np.round(answers)).any():
@@ -90,19 +95,14 @@ class Contract(NamedTuple):
             )
         if self.hard_labels:
             return answers.argmax(axis=1).astype(np.int32)
-        return self._whole(answers.astype(np.float64)).astype(np.float32)
+        spread = 0 < self.top_k < self.num_classes
+        return np.asarray(_whole(answers.astype(np.float32), spread, self.decimals))
 
-    def _whole(self, probs: np.ndarray) -> np.ndarray:
-        """All of K probabilities, which sum to 1."""
-        unnamed = probs == 0
-        if 0 < self.top_k < self.num_classes:
-            left = np.maximum(1 - probs.sum(axis=1, keepdims=True), 0)
-            probs = np.where(
-                unnamed, left / np.maximum(unnamed.sum(axis=1, keepdims=True), 1), probs
-            )
-        if self.decimals:
-            probs = np.maximum(probs, 0.5 * 10.0**-self.decimals)
-        return probs / probs.sum(axis=1, keepdims=True)
+
+_whole = jax.jit(
+    lambda probs, spread, decimals: whole(probs, spread=spread, decimals=decimals),
+    static_argnums=(1, 2),
+)
 
 
 def _as_array(answers: Any, source: str) -> np.ndarray:

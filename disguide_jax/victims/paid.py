@@ -4,8 +4,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from disguide_jax.files.ledger import ACCOUNTS, FIDELITY, TEST, TRAINING, Ledger, Spent
+from disguide_jax.files.ledger import (
+    ACCOUNTS,
+    FIDELITY,
+    TEST,
+    TRAINING,
+    UNDEFENDED,
+    Ledger,
+    Spent,
+)
 from disguide_jax.victims.host import Endpoint
+
+UNPAID = (TEST, UNDEFENDED)  # accounts beside the budget
 
 
 class Paid:
@@ -14,13 +24,21 @@ class Paid:
     Args:
       endpoint: who answers.
       ledger: of the workdir.
-      budget: images that it may receive, but for those of the account TEST.
+      budget: images that it may receive, but for those of the accounts in UNPAID.
       check_stop: raises an exception when the run has been asked to stop.
+      undefended: who answers on the account UNDEFENDED.
     """
 
     def __init__(
-        self, endpoint: Endpoint, ledger: Ledger, *, budget: int, check_stop: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        ledger: Ledger,
+        *,
+        budget: int,
+        check_stop: Callable[[], None],
+        undefended: Endpoint | None = None,
     ):
+        self._undefended = undefended
         self._endpoint, self.ledger, self._budget = endpoint, ledger, budget
         self._check_stop = check_stop
 
@@ -37,7 +55,7 @@ class Paid:
     @property
     def received_for_tests(self) -> int:
         """Test images that it has received, beside the budget."""
-        return self.ledger.received[TEST]
+        return sum(self.ledger.received[account] for account in UNPAID)
 
     @property
     def has_answered(self) -> bool:
@@ -80,7 +98,10 @@ class Paid:
                 sent = images
             else:
                 self.ledger.send_again(account, len(sent))
-            answers = self._endpoint.ask(sent, lambda num: self._send_again(account, num))
+            endpoint = self._endpoint
+            if account == UNDEFENDED and self._undefended:
+                endpoint = self._undefended
+            answers = endpoint.ask(sent, lambda num: self._send_again(account, num))
             self.ledger.answer(account, position, answers)
         if sent is None or len(sent) != len(images):
             raise AssertionError(f"position {position} of account {account} holds another batch")
@@ -103,5 +124,5 @@ class Paid:
             self.ledger.send_again(account, num)
 
     def _afford(self, account: int, num: int) -> None:
-        if account != TEST and self.received + num > self._budget:
+        if account not in UNPAID and self.received + num > self._budget:
             raise Spent

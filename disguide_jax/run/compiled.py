@@ -14,7 +14,7 @@ from disguide_jax.core.types import Array, Key, Metrics, Net, TrainState, Variab
 from disguide_jax.run import evaluate, guard, pictures
 from disguide_jax.run import program as programs
 from disguide_jax.run.program import Program
-from disguide_jax.victims import network
+from disguide_jax.victims.defences import Traced
 
 Sample = Callable[[TrainState], tuple[np.ndarray, dict[str, float]]]
 
@@ -36,7 +36,7 @@ def compiled(program: Program) -> Compiled:
     the victim is an endpoint, with a state and what trades with it.
     """
     kit = program.kit
-    victim = program.victim if isinstance(program.victim, network.Victim) else None
+    victim = program.victim if isinstance(program.victim, Traced) else None
     looped = program.config.rounds_per_call > 1
     return Compiled(
         start=jax.jit(functools.partial(programs.init_state, kit)),

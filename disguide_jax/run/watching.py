@@ -24,6 +24,7 @@ from disguide_jax.files import datasets, workdir
 from disguide_jax.files.ledger import TEST, TRAINING, UNDEFENDED, Ledger
 from disguide_jax.run import asked
 from disguide_jax.run import program as programs
+from disguide_jax.run.compiled import compiled
 from disguide_jax.run.program import Program
 from disguide_jax.victims.defences import Defended, Traced
 from disguide_jax.victims.detectors import DETECTORS, Alarm, Detector, Real
@@ -106,7 +107,7 @@ def queries(program: Program) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         sent.append((images, np.asarray(labels)))
         return images, np.asarray(answers)
 
-    state = programs.start(program)
+    state = compiled(program).start(jax.random.key(program.config.seed))
     for stage in program.stages:
         play = program.drive(stage)
         for _ in range(stage.num_rounds):

@@ -53,6 +53,11 @@ def batch_goes_last() -> bool:
     return name() == "cpu"
 
 
+def stacks_are_copied() -> bool:
+    """Whether to trace networks one by one rather than stacked, whose parts XLA would copy."""
+    return name() != "cpu"
+
+
 def memory_is_shared() -> bool:
     """Whether arrays lie in the machine's own memory."""
     return name() == "cpu"

@@ -6,13 +6,13 @@ from jax.typing import DTypeLike
 
 from disguide_jax.models.layers import (
     BatchNorm,
-    at_least_float32,
     conv_maps,
     dense,
     features_axis,
     split_channels,
     swap_maps,
 )
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 

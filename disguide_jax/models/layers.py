@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from disguide_jax.core import backend
 from disguide_jax.errors import UserError
-from disguide_jax.models import windows
+from disguide_jax.models import norm, windows
 from disguide_jax.models.conv import conv_general_dilated
 
 Array = jax.Array
@@ -281,18 +281,13 @@ def join_channels(x: Array) -> Array:
     return x.reshape(len(x), -1)
 
 
-def at_least_float32(x: Array) -> Array:
-    """Widens bfloat16; leaves float32 and float64 alone."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 class BatchNorm(nn.Module):
     """PyTorch's batch norm over all axes but one.
 
     It differs from Flax's in that the running variance is the unbiased one, which a clone's
-    answers in eval mode depend on, and that statistics are computed in two passes (the
-    difference of squares loses half the digits), in float32 at least. In train mode it raises
-    UserError for a single value per feature, which has no variance.
+    answers in eval mode depend on, and that statistics, in float32 at least, lose no digits
+    where the mean is large. In train mode it raises UserError for a single value per feature,
+    which has no variance.
     """
 
     affine: bool = True
@@ -303,37 +298,25 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        features = (x.shape[self.axis],)
-        axes = tuple(axis for axis in range(x.ndim) if axis != self.axis % x.ndim)
+        features, count = (x.shape[self.axis],), x.size // x.shape[self.axis]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
-
-        def across(numbers: Array) -> Array:
-            return jnp.expand_dims(numbers, axes)  # broadcasts against x
-
-        # Numbers stay vectors until they meet x: otherwise XLA reshapes them differently with
-        # and without gradients, and computes what both share twice.
-        wide = at_least_float32(x)
-        if train:
-            mean = wide.mean(axes)
-            var = jnp.square(wide - across(mean)).mean(axes)
-            count = x.size // x.shape[self.axis]
-            if count == 1:
-                raise UserError(
-                    "a batch norm gets a single image with maps of one pixel, which have no "
-                    "variance: config.batch_size must be larger"
-                )
-            self._track(running_mean, mean)
-            self._track(running_var, var * (count / (count - 1)))
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = jax.lax.rsqrt(var + self.epsilon)
+        scale, bias = jnp.ones(features), jnp.zeros(features)
         if self.affine:
-            factor *= self.param("scale", self.scale_init, features, jnp.float32)
-        y = (wide - across(mean)) * across(factor)
-        if self.affine:
-            y += across(self.param("bias", nn.initializers.zeros, features))
-        return y.astype(x.dtype)
+            scale = self.param("scale", self.scale_init, features, jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, features)
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            return norm.normalise(x, running_mean.value, factor, bias, axis=self.axis)
+        if count == 1:
+            raise UserError(
+                "a batch norm gets a single image with maps of one pixel, which have no "
+                "variance: config.batch_size must be larger"
+            )
+        y, mean, var = norm.normed(self.axis, self.epsilon, x, scale, bias, running_mean.value)
+        self._track(running_mean, mean)
+        self._track(running_var, var * (count / (count - 1)))
+        return y
 
     def _track(self, running: nn.Variable[Array], new: Array) -> None:
         if not self.is_initializing():

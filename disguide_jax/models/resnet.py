@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import at_least_float32, conv_norm, dense, stem_pool
+from disguide_jax.models.layers import conv_norm, dense, stem_pool
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 

@@ -16,14 +16,15 @@ from disguide_jax.models import layers, norm
 EPSILON = 1e-5
 
 
-def two_passes(axis, epsilon, x, scale, bias, near):
+def two_passes(axis, epsilon, rectified, x, scale, bias, near):
     """The same by the definition, left to JAX to differentiate."""
     del near
     axes = tuple(other for other in range(x.ndim) if other != axis % x.ndim)
     mean = x.mean(axes, keepdims=True)
     var = jnp.square(x - mean).mean(axes, keepdims=True)
     y = (x - mean) / jnp.sqrt(var + epsilon) * norm.across(scale, x, axis)
-    return y + norm.across(bias, x, axis), mean.squeeze(), var.squeeze()
+    y += norm.across(bias, x, axis)
+    return nn.relu(y) if rectified else y, mean.squeeze(), var.squeeze()
 
 
 def drawn(axis, *clones):
@@ -33,27 +34,32 @@ def drawn(axis, *clones):
     return np.moveaxis(x, -1, axis % 4 + len(clones)), *rng.normal(size=(3, *clones, 3))
 
 
-def some_loss(function, axis):
+def some_loss(function, axis, rectified=False):
     """A number that all three results tell in."""
 
     def loss(*args):
-        y, mean, var = function(axis, EPSILON, *args)
+        y, mean, var = function(axis, EPSILON, rectified, *args)
         weights = jnp.sin(jnp.arange(y.size)).reshape(y.shape)
         return (weights * y**2).sum() + (mean**3).sum() + (var**2).sum()
 
     return loss
 
 
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("rectified", [False, True])
 @pytest.mark.parametrize("axis", [-1, 0])
-def test_a_norm_and_its_gradients_are_those_of_the_definition(axis):
-    with jax.enable_x64(True):
+def test_a_norm_and_its_gradients_are_those_of_the_definition(axis, rectified, name):
+    """Whatever the backend has summed first, and whether a ReLU follows or not."""
+    with jax.enable_x64(True), backend.pretended(name):
         args = drawn(axis)
         for ours, plain in zip(
-            norm.normed(axis, EPSILON, *args), two_passes(axis, EPSILON, *args), strict=True
+            norm.normed(axis, EPSILON, rectified, *args),
+            two_passes(axis, EPSILON, rectified, *args),
+            strict=True,
         ):
             np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-12)
         ours, plain = (
-            jax.grad(some_loss(function, axis), argnums=(0, 1, 2, 3))(*args)
+            jax.grad(some_loss(function, axis, rectified), argnums=(0, 1, 2, 3))(*args)
             for function in (norm.normed, two_passes)
         )
         for a, b in zip(ours, plain, strict=True):
@@ -61,12 +67,13 @@ def test_a_norm_and_its_gradients_are_those_of_the_definition(axis):
         assert not ours[3].any()  # `near` has none
 
 
-def test_its_gradient_can_be_differentiated_again():
+@pytest.mark.parametrize("rectified", [False, True])
+def test_its_gradient_can_be_differentiated_again(rectified):
     with jax.enable_x64(True):
         x, *vectors = drawn(-1)
 
         def slope(function):
-            loss = some_loss(function, -1)
+            loss = some_loss(function, -1, rectified)
             return jax.grad(lambda x: (jax.grad(loss)(x, *vectors) ** 2).sum())(x)
 
         np.testing.assert_allclose(slope(norm.normed), slope(two_passes), rtol=1e-9, atol=1e-6)
@@ -75,7 +82,7 @@ def test_its_gradient_can_be_differentiated_again():
 def test_clones_at_once_are_normed_as_one_by_one():
     with jax.enable_x64(True):
         args = drawn(-1, 2)
-        grad = jax.value_and_grad(some_loss(norm.normed, -1), argnums=(0, 1, 2))
+        grad = jax.value_and_grad(some_loss(norm.normed, -1, True), argnums=(0, 1, 2))
         at_once = jax.vmap(grad)(*args)
         for i in range(2):
             alone = grad(*(arg[i] for arg in args))
@@ -99,19 +106,27 @@ def test_a_variance_that_has_lost_its_digits_is_not_below_zero():
     x = jnp.full((4, 8, 8, 16), 1e3) + 1e-4 * jnp.arange(16)[None, None, None]
     _, var = norm.moments(x, jnp.zeros(16), axis=-1)
     assert (var >= 0).all()
-    y, _, _ = norm.normed(-1, EPSILON, x, jnp.ones(16), jnp.zeros(16), jnp.zeros(16))
+    y, _, _ = norm.normed(-1, EPSILON, False, x, jnp.ones(16), jnp.zeros(16), jnp.zeros(16))
     assert jnp.isfinite(y).all()
 
 
 def test_bfloat16_maps_are_computed_on_in_float32_and_kept_as_they_are():
     args = [jnp.asarray(arg, jnp.float32) for arg in drawn(-1)]
     half = args[0].astype(jnp.bfloat16)
-    y, mean, _ = norm.normed(-1, EPSILON, half, *args[1:])
+    y, mean, _ = norm.normed(-1, EPSILON, True, half, *args[1:])
     assert (y.dtype, mean.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(mean, half.astype(jnp.float32).mean((0, 1, 2)), rtol=1e-5)
-    _, pullback = jax.vjp(lambda x: norm.normed(-1, EPSILON, x, *args[1:])[0], half)
+    _, pullback = jax.vjp(lambda x: norm.normed(-1, EPSILON, True, x, *args[1:])[0], half)
     kept = [leaf for leaf in jax.tree.leaves(pullback) if leaf.size >= half.size]
     assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
+
+
+def test_a_relu_whose_gradient_reads_its_result_is_jaxs():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.inf])
+    (y, pullback), (same, plain) = jax.vjp(norm.relu, x), jax.vjp(nn.relu, x)
+    grad = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    np.testing.assert_array_equal(y, same)
+    np.testing.assert_array_equal(*pullback(grad), *plain(grad))
 
 
 class Normed(nn.Module):

@@ -87,8 +87,9 @@ def conv_norm(
     train: bool,
     dtype: DTypeLike | None,
     names: tuple[str, str],
+    rectified: bool = False,
 ) -> Array:
-    """A convolution of [N, H, W, channels] and its batch norm, by the names of both.
+    """A convolution of [N, H, W, channels] and its batch norm, by the names of both, and a ReLU.
 
     Without a padding of its own the maps keep their size, but for the stride.
     """
@@ -104,7 +105,7 @@ def conv_norm(
         dtype=dtype,
         name=names[0],
     )
-    return BatchNorm(name=names[1])(x, train=train)
+    return BatchNorm(rectified=rectified, name=names[1])(x, train=train)
 
 
 def dense(x: Array, features: int, *, dtype: DTypeLike | None, name: str) -> Array:
@@ -295,6 +296,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1  # weight of the new value, PyTorch's convention
     epsilon: float = 1e-5
     scale_init: Init = nn.initializers.ones
+    rectified: bool = False  # a ReLU follows
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -307,13 +309,16 @@ class BatchNorm(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, features)
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            return norm.normalise(x, running_mean.value, factor, bias, axis=self.axis)
+            y = norm.normalise(x, running_mean.value, factor, bias, axis=self.axis)
+            return norm.relu(y) if self.rectified else y
         if count == 1:
             raise UserError(
                 "a batch norm gets a single image with maps of one pixel, which have no "
                 "variance: config.batch_size must be larger"
             )
-        y, mean, var = norm.normed(self.axis, self.epsilon, x, scale, bias, running_mean.value)
+        y, mean, var = norm.normed(
+            self.axis, self.epsilon, self.rectified, x, scale, bias, running_mean.value
+        )
         self._track(running_mean, mean)
         self._track(running_var, var * (count / (count - 1)))
         return y

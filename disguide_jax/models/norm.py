@@ -10,6 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from disguide_jax.core import backend
+
 Array = jax.Array
 Normed = tuple[Array, Array, Array]  # maps, and their mean and variance [F], of F features
 
@@ -45,13 +47,26 @@ def moments(x: Array, near: Array, *, axis: int) -> tuple[Array, Array]:
     return near + mean, jnp.maximum(square - jnp.square(mean), 0)  # digits lost may leave less
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def normed(axis: int, epsilon: float, x: Array, scale: Array, bias: Array, near: Array) -> Normed:
+@jax.custom_vjp
+def relu(x: Array) -> Array:
+    """What is positive of maps, with a gradient that reads this and not what it was made of."""
+    return jnp.maximum(x, 0)
+
+
+# Not y > 0, which XLA takes for x > 0.
+relu.defvjp(lambda x: (relu(x),) * 2, lambda y, grad: (jnp.where(y != 0, grad, 0),))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def normed(
+    axis: int, epsilon: float, rectified: bool, x: Array, scale: Array, bias: Array, near: Array
+) -> Normed:
     """What a batch norm makes of maps in train mode.
 
     Args:
       axis: of features.
       epsilon: added to the variance.
+      rectified: whether a ReLU follows, to become one operation with it.
       x: the maps.
       scale: of the result, [F].
       bias: of the result, [F].
@@ -61,30 +76,41 @@ def normed(axis: int, epsilon: float, x: Array, scale: Array, bias: Array, near:
       The maps, in the type of x, their mean [F] and their biased variance [F].
     """
     mean, var = moments(x, near, axis=axis)
-    return normalise(x, mean, scale * jax.lax.rsqrt(var + epsilon), bias, axis=axis), mean, var
+    y = normalise(x, mean, scale * jax.lax.rsqrt(var + epsilon), bias, axis=axis)
+    return jnp.maximum(y, 0) if rectified else y, mean, var
 
 
 def _forward(
-    axis: int, epsilon: float, x: Array, scale: Array, bias: Array, near: Array
+    axis: int, epsilon: float, rectified: bool, x: Array, scale: Array, bias: Array, near: Array
 ) -> tuple[Normed, tuple[Array, ...]]:
-    y, mean, var = normed(axis, epsilon, x, scale, bias, near)
-    return (y, mean, var), (x, scale, mean, var)
+    y, mean, var = normed(axis, epsilon, rectified, x, scale, bias, near)
+    return (y, mean, var), (x, scale, bias, mean, var)
 
 
 def _backward(
-    axis: int, epsilon: float, kept: tuple[Array, ...], grads: Normed
+    axis: int, epsilon: float, rectified: bool, kept: tuple[Array, ...], grads: Normed
 ) -> tuple[Array, ...]:
-    x, scale, mean, var = kept
-    y_grad, mean_grad, var_grad = at_least_float32(grads[0]), *grads[1:]
-    centred = at_least_float32(x) - across(mean, x, axis)
-    count = x.size // x.shape[axis]
-    # Two sums over the maps, and then a * y_grad + b * (x - mean) + c with three vectors.
-    total, along = _total(y_grad, axis), _total(y_grad * centred, axis)
+    x, scale, bias, mean, var = kept
+    y_grad, mean_grad, var_grad = grads
     inverse = jax.lax.rsqrt(var + epsilon)
     a = scale * inverse
-    b = (2 * var_grad - a * jnp.square(inverse) * along) / count
-    c = (mean_grad - a * total) / count
-    x_grad = across(a, x, axis) * y_grad + across(b, x, axis) * centred + across(c, x, axis)
+
+    def read(vectors: tuple[Array, ...]) -> tuple[Array, Array, tuple[Array, ...]]:
+        """The gradient of what was not cut off, and x - mean."""
+        grad = at_least_float32(y_grad)
+        if rectified:
+            # So that XLA computes again what was cut off: it would rather store that.
+            vectors = jax.lax.optimization_barrier(vectors)
+            grad = jnp.where(normalise(x, *vectors, axis=axis) > 0, grad, 0)
+        return grad, at_least_float32(x) - across(vectors[0], x, axis), vectors
+
+    # Two sums over the maps, and then a * grad + b * (x - mean) + c with three vectors.
+    grad, centred, vectors = read((mean, a, bias))
+    total, along = _total(grad, axis), _total(grad * centred, axis)
+    b = (2 * var_grad - a * jnp.square(inverse) * along) / (x.size // x.shape[axis])
+    c = (mean_grad - a * total) / (x.size // x.shape[axis])
+    grad, centred, _ = read(vectors)
+    x_grad = across(a, x, axis) * grad + across(b, x, axis) * centred + across(c, x, axis)
     return x_grad.astype(x.dtype), inverse * along, total, jnp.zeros_like(mean)
 
 
@@ -98,7 +124,12 @@ def across(numbers: Array, x: Array, axis: int) -> Array:
 
 def _total(x: Array, axis: int) -> Array:
     """The sum [F] of maps over all axes but that of features."""
-    return x.sum(_others(x, axis))
+    first, *others = _others(x, axis)
+    if not backend.sums_need_columns():
+        return x.sum((first, *others))
+    # The barrier keeps XLA from making one sum of both.
+    columns = jax.lax.optimization_barrier(x.sum(first, keepdims=True))
+    return columns.sum((first, *others))
 
 
 def _others(x: Array, axis: int) -> tuple[int, ...]:

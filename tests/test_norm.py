@@ -129,6 +129,35 @@ def test_a_relu_whose_gradient_reads_its_result_is_jaxs():
     np.testing.assert_array_equal(*pullback(grad), *plain(grad))
 
 
+class Convolved(nn.Module):
+    bias: bool
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        names = ("conv", "norm")
+        return layers.conv_norm(
+            x, 4, 1, stride=2, bias=self.bias, train=train, dtype=None, names=names, rectified=True
+        )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_norm_that_goes_into_the_kernel_is_the_norm_of_what_was_convolved(bias):
+    """With a stride of 2, which a kernel of one pixel takes from the images."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(2, 5, 6, 3))
+        net = models.as_net(Convolved(bias), jax.ShapeDtypeStruct((1, *x.shape[1:]), float))
+        variables = jax.eval_shape(net.init, jax.random.key(0))
+        variables = jax.tree.map(lambda leaf: 0.5 + rng.random(leaf.shape), variables)
+        y, _ = net.apply(variables, jnp.asarray(x), train=False)
+        conv, scale, stats = *variables.params.values(), variables.batch_stats["norm"]
+        out = np.einsum("nhwi,io->nhwo", x[:, ::2, ::2], conv["kernel"][0, 0])
+        out = out + conv["bias"] if bias else out
+        out = (out - stats["mean"]) / np.sqrt(stats["var"] + EPSILON)
+        out = np.maximum(out * scale["scale"] + scale["bias"], 0)
+        np.testing.assert_allclose(y, out, rtol=1e-12, atol=1e-12)
+
+
 class Normed(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):

@@ -7,6 +7,7 @@ variables are a flat dict which `disguide_jax.files.weights` maps to a state dic
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,7 @@ def conv(
     kernel_init: Init = uniform_fan_in,
     dtype: DTypeLike | None,
     name: str,
+    promote_dtype: Callable[..., Any] = nn.dtypes.promote_dtype,
 ) -> Array:
     """A square convolution of [N, H, W, channels], padded explicitly.
 
@@ -71,6 +73,7 @@ def conv(
         bias_init=uniform_bias(kernel * kernel * x.shape[-1] // groups),
         dtype=dtype,
         conv_general_dilated=conv_general_dilated,
+        promote_dtype=promote_dtype,
         name=name,
     )(x)
 
@@ -91,9 +94,11 @@ def conv_norm(
 ) -> Array:
     """A convolution of [N, H, W, channels] and its batch norm, by the names of both, and a ReLU.
 
-    Without a padding of its own the maps keep their size, but for the stride.
+    Without a padding of its own the maps keep their size, but for the stride. In eval mode the
+    norm goes into the kernel and a shift, so that a GPU makes one operation of everything.
     """
-    x = conv(
+    convolve = functools.partial(
+        conv,
         x,
         features,
         kernel,
@@ -105,7 +110,20 @@ def conv_norm(
         dtype=dtype,
         name=names[0],
     )
-    return BatchNorm(rectified=rectified, name=names[1])(x, train=train)
+    if train:
+        return BatchNorm(rectified=rectified, name=names[1])(convolve(), train=True)
+    factor, shift = FrozenNorm(name=names[1])(features)
+    x = convolve(promote_dtype=functools.partial(_promote_scaled, factor))
+    x += shift.astype(x.dtype)[None, None, None]
+    return norm.relu(x) if rectified else x
+
+
+def _promote_scaled(
+    factor: Array, x: Array, kernel: Array, bias: Array | None, *, dtype: DTypeLike | None
+) -> list[Array | None]:
+    """What is convolved, in one type, where each feature of the result is multiplied."""
+    bias = None if bias is None else bias * factor
+    return nn.dtypes.promote_dtype(x, kernel * factor[None, None, None], bias, dtype=dtype)
 
 
 def dense(x: Array, features: int, *, dtype: DTypeLike | None, name: str) -> Array:
@@ -282,7 +300,24 @@ def join_channels(x: Array) -> Array:
     return x.reshape(len(x), -1)
 
 
-class BatchNorm(nn.Module):
+class _Norm(nn.Module):
+    """What a batch norm of F features holds."""
+
+    affine: bool = True
+    epsilon: float = 1e-5
+    scale_init: Init = nn.initializers.ones
+
+    def _held(self, num: int) -> tuple[nn.Variable[Array], nn.Variable[Array], Array, Array]:
+        """Running mean and variance, scale and bias, of so many features."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (num,))
+        var = self.variable("batch_stats", "var", jnp.ones, (num,))
+        if not self.affine:
+            return mean, var, jnp.ones(num), jnp.zeros(num)
+        scale = self.param("scale", self.scale_init, (num,), jnp.float32)
+        return mean, var, scale, self.param("bias", nn.initializers.zeros, (num,))
+
+
+class BatchNorm(_Norm):
     """PyTorch's batch norm over all axes but one.
 
     It differs from Flax's in that the running variance is the unbiased one, which a clone's
@@ -291,26 +326,18 @@ class BatchNorm(nn.Module):
     which has no variance.
     """
 
-    affine: bool = True
     axis: int = -1  # of features
     momentum: float = 0.1  # weight of the new value, PyTorch's convention
-    epsilon: float = 1e-5
-    scale_init: Init = nn.initializers.ones
     rectified: bool = False  # a ReLU follows
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        features, count = (x.shape[self.axis],), x.size // x.shape[self.axis]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
-        running_var = self.variable("batch_stats", "var", jnp.ones, features)
-        scale, bias = jnp.ones(features), jnp.zeros(features)
-        if self.affine:
-            scale = self.param("scale", self.scale_init, features, jnp.float32)
-            bias = self.param("bias", nn.initializers.zeros, features)
+        running_mean, running_var, scale, bias = self._held(x.shape[self.axis])
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             y = norm.normalise(x, running_mean.value, factor, bias, axis=self.axis)
             return norm.relu(y) if self.rectified else y
+        count = x.size // x.shape[self.axis]
         if count == 1:
             raise UserError(
                 "a batch norm gets a single image with maps of one pixel, which have no "
@@ -326,3 +353,13 @@ class BatchNorm(nn.Module):
     def _track(self, running: nn.Variable[Array], new: Array) -> None:
         if not self.is_initializing():
             running.value = (1 - self.momentum) * running.value + self.momentum * new
+
+
+class FrozenNorm(_Norm):
+    """The same in eval mode, as a factor [F] and a shift [F]."""
+
+    @nn.compact
+    def __call__(self, num_features: int) -> tuple[Array, Array]:
+        mean, var, scale, bias = self._held(num_features)
+        factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
+        return factor, bias - mean.value * factor

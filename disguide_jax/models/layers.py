@@ -62,6 +62,8 @@ def conv(
 
     "SAME" would pad a stride of 2 on the other side than PyTorch does.
     """
+    if kernel == 1 and padding == 0:  # a gradient with zeros between pixels is never stored
+        x, stride = x[:, ::stride, ::stride], 1
     return nn.Conv(
         features,
         (kernel, kernel),

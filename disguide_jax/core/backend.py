@@ -58,6 +58,19 @@ def batch_goes_last() -> bool:
     return name() == "cpu"
 
 
+def sums_need_columns() -> bool:
+    """Whether to sum over a batch first, to have as many sums at once as images have numbers.
+
+    XLA fuses more of what is summed with sums that keep all of a GPU busy.
+    """
+    return name() != "cpu"
+
+
+def stacks_are_copied() -> bool:
+    """Whether to trace networks one by one rather than stacked, whose parts XLA would copy."""
+    return name() != "cpu"
+
+
 def memory_is_shared() -> bool:
     """Whether arrays lie in the machine's own memory."""
     return name() == "cpu"

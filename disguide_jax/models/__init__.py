@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.core import mesh
+from disguide_jax.core import backend, mesh
 from disguide_jax.core.types import Array, Key, Net, Variables
 from disguide_jax.errors import UserError
 from disguide_jax.models import brought, lenet, vgg, wide_resnet
@@ -224,7 +224,10 @@ def stack(net: Net, num: int) -> Net:
 
     def apply(variables: Variables, x: Array, *, train: bool) -> tuple[Array, Any]:
         one = functools.partial(net.apply, train=train)
-        return jax.vmap(one, in_axes=(0, None))(variables, x)
+        if not backend.stacks_are_copied():
+            return jax.vmap(one, in_axes=(0, None))(variables, x)
+        each = [one(jax.tree.map(lambda leaf, i=i: leaf[i], variables), x) for i in range(num)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
     return Net(init, apply)
 

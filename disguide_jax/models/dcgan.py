@@ -10,12 +10,12 @@ from disguide_jax.models.layers import (
     BatchNorm,
     ConvTranspose,
     Init,
-    at_least_float32,
     conv_maps,
     features_axis,
     split_channels,
     swap_maps,
 )
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 

@@ -9,13 +9,13 @@ from jax.typing import DTypeLike
 
 from disguide_jax.models.layers import (
     BatchNorm,
-    at_least_float32,
     conv,
     dense,
     kaiming_normal_fan_out,
     mean_pool,
     stem_pool,
 )
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 

@@ -6,13 +6,13 @@ from jax.typing import DTypeLike
 
 from disguide_jax.models.layers import (
     BatchNorm,
-    at_least_float32,
     conv_maps,
     dense,
     features_axis,
     split_channels,
     swap_maps,
 )
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 
@@ -36,7 +36,7 @@ class Generator(nn.Module):
             )
 
         def norm(x: Array, name: str, affine: bool = True) -> Array:
-            return BatchNorm(affine, features_axis(), name=name)(x, train=train)
+            return BatchNorm(affine, axis=features_axis(), name=name)(x, train=train)
 
         first = self.size // 4
         x = dense(z, 2 * self.width * first * first, dtype=self.dtype, name="l1.0")

@@ -7,6 +7,7 @@ variables are a flat dict which `disguide_jax.files.weights` maps to a state dic
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.typing import DTypeLike
 
 from disguide_jax.core import backend
 from disguide_jax.errors import UserError
-from disguide_jax.models import windows
+from disguide_jax.models import norm, windows
 from disguide_jax.models.conv import conv_general_dilated
 
 Array = jax.Array
@@ -55,11 +56,14 @@ def conv(
     kernel_init: Init = uniform_fan_in,
     dtype: DTypeLike | None,
     name: str,
+    promote_dtype: Callable[..., Any] = nn.dtypes.promote_dtype,
 ) -> Array:
     """A square convolution of [N, H, W, channels], padded explicitly.
 
     "SAME" would pad a stride of 2 on the other side than PyTorch does.
     """
+    if kernel == 1 and padding == 0:  # a gradient with zeros between pixels is never stored
+        x, stride = x[:, ::stride, ::stride], 1
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -71,6 +75,7 @@ def conv(
         bias_init=uniform_bias(kernel * kernel * x.shape[-1] // groups),
         dtype=dtype,
         conv_general_dilated=conv_general_dilated,
+        promote_dtype=promote_dtype,
         name=name,
     )(x)
 
@@ -87,12 +92,15 @@ def conv_norm(
     train: bool,
     dtype: DTypeLike | None,
     names: tuple[str, str],
+    rectified: bool = False,
 ) -> Array:
-    """A convolution of [N, H, W, channels] and its batch norm, by the names of both.
+    """A convolution of [N, H, W, channels] and its batch norm, by the names of both, and a ReLU.
 
-    Without a padding of its own the maps keep their size, but for the stride.
+    Without a padding of its own the maps keep their size, but for the stride. In eval mode the
+    norm goes into the kernel and a shift, so that a GPU makes one operation of everything.
     """
-    x = conv(
+    convolve = functools.partial(
+        conv,
         x,
         features,
         kernel,
@@ -104,7 +112,20 @@ def conv_norm(
         dtype=dtype,
         name=names[0],
     )
-    return BatchNorm(name=names[1])(x, train=train)
+    if train:
+        return BatchNorm(rectified=rectified, name=names[1])(convolve(), train=True)
+    factor, shift = FrozenNorm(name=names[1])(features)
+    x = convolve(promote_dtype=functools.partial(_promote_scaled, factor))
+    x += shift.astype(x.dtype)[None, None, None]
+    return norm.relu(x) if rectified else x
+
+
+def _promote_scaled(
+    factor: Array, x: Array, kernel: Array, bias: Array | None, *, dtype: DTypeLike | None
+) -> list[Array | None]:
+    """What is convolved, in one type, where each feature of the result is multiplied."""
+    bias = None if bias is None else bias * factor
+    return nn.dtypes.promote_dtype(x, kernel * factor[None, None, None], bias, dtype=dtype)
 
 
 def dense(x: Array, features: int, *, dtype: DTypeLike | None, name: str) -> Array:
@@ -281,60 +302,66 @@ def join_channels(x: Array) -> Array:
     return x.reshape(len(x), -1)
 
 
-def at_least_float32(x: Array) -> Array:
-    """Widens bfloat16; leaves float32 and float64 alone."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-class BatchNorm(nn.Module):
-    """PyTorch's batch norm over all axes but one.
-
-    It differs from Flax's in that the running variance is the unbiased one, which a clone's
-    answers in eval mode depend on, and that statistics are computed in two passes (the
-    difference of squares loses half the digits), in float32 at least. In train mode it raises
-    UserError for a single value per feature, which has no variance.
-    """
+class _Norm(nn.Module):
+    """What a batch norm of F features holds."""
 
     affine: bool = True
-    axis: int = -1  # of features
-    momentum: float = 0.1  # weight of the new value, PyTorch's convention
     epsilon: float = 1e-5
     scale_init: Init = nn.initializers.ones
 
+    def _held(self, num: int) -> tuple[nn.Variable[Array], nn.Variable[Array], Array, Array]:
+        """Running mean and variance, scale and bias, of so many features."""
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (num,))
+        var = self.variable("batch_stats", "var", jnp.ones, (num,))
+        if not self.affine:
+            return mean, var, jnp.ones(num), jnp.zeros(num)
+        scale = self.param("scale", self.scale_init, (num,), jnp.float32)
+        return mean, var, scale, self.param("bias", nn.initializers.zeros, (num,))
+
+
+class BatchNorm(_Norm):
+    """PyTorch's batch norm over all axes but one.
+
+    It differs from Flax's in that the running variance is the unbiased one, which a clone's
+    answers in eval mode depend on, and that statistics, in float32 at least, lose no digits
+    where the mean is large. In train mode it raises UserError for a single value per feature,
+    which has no variance.
+    """
+
+    axis: int = -1  # of features
+    momentum: float = 0.1  # weight of the new value, PyTorch's convention
+    rectified: bool = False  # a ReLU follows
+
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        features = (x.shape[self.axis],)
-        axes = tuple(axis for axis in range(x.ndim) if axis != self.axis % x.ndim)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
-        running_var = self.variable("batch_stats", "var", jnp.ones, features)
-
-        def across(numbers: Array) -> Array:
-            return jnp.expand_dims(numbers, axes)  # broadcasts against x
-
-        # Numbers stay vectors until they meet x: otherwise XLA reshapes them differently with
-        # and without gradients, and computes what both share twice.
-        wide = at_least_float32(x)
-        if train:
-            mean = wide.mean(axes)
-            var = jnp.square(wide - across(mean)).mean(axes)
-            count = x.size // x.shape[self.axis]
-            if count == 1:
-                raise UserError(
-                    "a batch norm gets a single image with maps of one pixel, which have no "
-                    "variance: config.batch_size must be larger"
-                )
-            self._track(running_mean, mean)
-            self._track(running_var, var * (count / (count - 1)))
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = jax.lax.rsqrt(var + self.epsilon)
-        if self.affine:
-            factor *= self.param("scale", self.scale_init, features, jnp.float32)
-        y = (wide - across(mean)) * across(factor)
-        if self.affine:
-            y += across(self.param("bias", nn.initializers.zeros, features))
-        return y.astype(x.dtype)
+        running_mean, running_var, scale, bias = self._held(x.shape[self.axis])
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            y = norm.normalise(x, running_mean.value, factor, bias, axis=self.axis)
+            return norm.relu(y) if self.rectified else y
+        count = x.size // x.shape[self.axis]
+        if count == 1:
+            raise UserError(
+                "a batch norm gets a single image with maps of one pixel, which have no "
+                "variance: config.batch_size must be larger"
+            )
+        y, mean, var = norm.normed(
+            self.axis, self.epsilon, self.rectified, x, scale, bias, running_mean.value
+        )
+        self._track(running_mean, mean)
+        self._track(running_var, var * (count / (count - 1)))
+        return y
 
     def _track(self, running: nn.Variable[Array], new: Array) -> None:
         if not self.is_initializing():
             running.value = (1 - self.momentum) * running.value + self.momentum * new
+
+
+class FrozenNorm(_Norm):
+    """The same in eval mode, as a factor [F] and a shift [F]."""
+
+    @nn.compact
+    def __call__(self, num_features: int) -> tuple[Array, Array]:
+        mean, var, scale, bias = self._held(num_features)
+        factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
+        return factor, bias - mean.value * factor

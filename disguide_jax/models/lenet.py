@@ -4,14 +4,8 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import (
-    at_least_float32,
-    conv_maps,
-    dense,
-    join_channels,
-    max_pool,
-    swap_maps,
-)
+from disguide_jax.models.layers import conv_maps, dense, join_channels, max_pool, swap_maps
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 

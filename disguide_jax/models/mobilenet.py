@@ -8,7 +8,8 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import at_least_float32, conv, conv_norm, dense
+from disguide_jax.models.layers import conv, conv_norm, dense
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 

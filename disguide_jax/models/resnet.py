@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import at_least_float32, conv_norm, dense, stem_pool
+from disguide_jax.models.layers import conv_norm, dense, stem_pool
+from disguide_jax.models.norm import at_least_float32, relu
 
 Array = jax.Array
 
@@ -28,7 +29,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         convolved = functools.partial(conv_norm, train=train, dtype=self.dtype)
-        x = nn.relu(convolved(x, self.width, 3, names=("conv1", "bn1")))
+        rectified = functools.partial(convolved, rectified=True)
+        x = rectified(x, self.width, 3, names=("conv1", "bn1"))
         if self.pool:
             x = stem_pool(x)
         for stage, num_blocks in enumerate(self.blocks):
@@ -37,14 +39,14 @@ class ResNet(nn.Module):
                 at = f"layer{stage + 1}.{block}"
                 stride = 2 if stage > 0 and block == 0 else 1
                 names = f"{at}.conv1", f"{at}.bn1"
-                y = nn.relu(convolved(x, features, 3, stride=stride, names=names))
+                y = rectified(x, features, 3, stride=stride, names=names)
                 y = convolved(y, features, 3, names=(f"{at}.conv2", f"{at}.bn2"))
                 if stride != 1 and self.padded:
                     x = pad_channels(x[:, ::2, ::2], features)
                 elif stride != 1 or x.shape[-1] != features:
                     names = f"{at}.shortcut.0", f"{at}.shortcut.1"
                     x = convolved(x, features, 1, stride=stride, names=names)
-                x = nn.relu(x + y)
+                x = relu(x + y)
         x = at_least_float32(x).mean(axis=(1, 2))
         return at_least_float32(dense(x, self.num_classes, dtype=self.dtype, name="linear"))
 

@@ -6,7 +6,8 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import at_least_float32, conv_norm, dense, max_pool
+from disguide_jax.models.layers import conv_norm, dense, max_pool
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 

@@ -4,13 +4,8 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from disguide_jax.models.layers import (
-    BatchNorm,
-    at_least_float32,
-    conv,
-    dense,
-    kaiming_normal_fan_out,
-)
+from disguide_jax.models.layers import BatchNorm, conv, dense, kaiming_normal_fan_out
+from disguide_jax.models.norm import at_least_float32
 
 Array = jax.Array
 

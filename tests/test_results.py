@@ -74,7 +74,7 @@ def test_only_what_has_not_finished_is_run(tmp_path, capsys, monkeypatch):
     commands = capsys.readouterr().out.splitlines()
     assert [command.removeprefix(start) for command in commands] == [
         "digits_hard.py --config.seeds=0,1 --config.num_clones=3 "
-        f"'--workdir={tmp_path}/w/digits/digits_hard,num_clones=3'",
+        f"--workdir={tmp_path}/w/digits/digits_hard,num_clones=3",
         f"digits_soft.py --config.seed=1 --workdir={tmp_path}/w/digits/digits_soft/seed1",
     ]
 

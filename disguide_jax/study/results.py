@@ -20,7 +20,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.files import workdir
 from disguide_jax.run import pictures
 from disguide_jax.settings import set_value
-from disguide_jax.study.launch import ROOT, Launcher, Task, local
+from disguide_jax.study.launch import ROOT, Launcher, Run, Task, local
 
 
 def load_config(name: str) -> Any:
@@ -170,12 +170,12 @@ def _task(
 ) -> Task:
     below = [cell.folder / f"seed{seed}" for seed in seeds]
     workdir = workdirs / (below[0] if len(seeds) == 1 else cell.folder)
-    kept = {
-        f"{cell}, seed {seed}": (workdirs / path, results / path)
+    runs = tuple(
+        Run(f"{cell}, seed {seed}", workdirs / path, results / path)
         for seed, path in zip(seeds, below, strict=True)
-    }
+    )
     name = f"{cell}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return Task(name, tuple(_command(cell, seeds, workdir, extra)), workdir, kept)
+    return Task(name, tuple(_command(cell, seeds, workdir, extra)), workdir, runs)
 
 
 def _command(

@@ -164,7 +164,9 @@ def test_detectors_keep_quiet_on_most_orders_of_real_images():
 @pytest.mark.slow
 def test_an_extraction_of_digits_is_noticed_within_its_first_thousand_queries():
     config = load_script(ROOT / "configs/digits_soft.py").get_config()
-    found = watching.judge_run(programs.build(config), most=1_000, orders=10)
+    program = programs.build(config)
+    prepared = watching.prepare(watching.real_images(program), orders=10)
+    found = watching.judge(watching.queries(program), prepared, most=1_000)
     for name in DETECTORS:
         assert found[name].alarm, name
         assert found[name].alarm.query <= 1_000
@@ -227,15 +229,19 @@ def probs(images):
 """
 
 
-@pytest.mark.parametrize("defence", ["", "noise"])
-def test_of_an_endpoint_the_ledger_tells_and_nothing_is_sent(defence, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("defence", "data"), [("", True), ("noise", True), ("noise", False)])
+def test_of_an_endpoint_the_ledger_tells_and_nothing_is_sent(defence, data, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(prada, "ORDERS", 1)
     (tmp_path / "gleaming.py").write_text(ENDPOINT)
     config = smoke(weights="", endpoint="python:gleaming:probs", defence=defence)
-    extraction.train_and_evaluate(config, tmp_path / "w")
+    if not data:
+        config.dataset, config.victim.num_classes = "", 10
+        config.victim.channels, config.victim.image_size = 1, 32
+    summary = extraction.train_and_evaluate(config, tmp_path / "w")
     (tmp_path / "gleaming.py").unlink()
     sys.modules.pop("gleaming")
     found = watching.judge_workdir(tmp_path / "w", orders=2)
-    assert {watched.num_queries for watched in found.values()} == {40}
-    assert {watched.num_real for watched in found.values()} == {250}
+    assert {watched.num_queries for watched in found.values()} == {8 * summary["rounds"]}
+    assert {watched.num_real for watched in found.values()} == {250 if data else 0}
+    assert all(("not calibrated" in str(watched)) != data for watched in found.values())

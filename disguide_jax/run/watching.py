@@ -9,13 +9,12 @@ whatever its method, which can be watched without being finished, and ends with 
 
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax.config import Config
 from disguide_jax.core import pixels
 from disguide_jax.core.answers import to_labels
 from disguide_jax.core.types import Array
@@ -30,7 +29,16 @@ from disguide_jax.victims.defences import Defended, Traced
 from disguide_jax.victims.detectors import DETECTORS, Alarm, Detector, Real
 
 Stream = Iterable[tuple[np.ndarray, np.ndarray]]  # images as sent, and their classes, in order
+ORDERS = 20  # in which real images are shown, unless told otherwise
 MOST_REAL = 2_000  # images that detectors are calibrated on, or tried on
+
+
+class Prepared(NamedTuple):
+    """Detectors that are calibrated, and what they make of real images, by name."""
+
+    makers: dict[str, Callable[[], Detector]]
+    false_alarms: dict[str, list[Alarm | None]]  # for each random order
+    num_real: int
 
 
 class Watched(NamedTuple):
@@ -149,59 +157,67 @@ def real_images(program: Program) -> tuple[Real, Real]:
     return real(train), real(test)
 
 
-def judge(
-    stream: Stream, known: tuple[Real, Real], *, most: int | None = None, orders: int = 20
-) -> dict[str, Watched]:
-    """What every detector of the table makes of a stream.
+def prepare(known: tuple[Real, Real], *, orders: int = ORDERS) -> Prepared:
+    """Calibrates every detector of the table, and tries it on real images.
+
+    It is the same for all runs with one victim.
 
     Args:
-      stream: of queries.
       known: real images to calibrate with, and to try on; none where there are none.
-      most: queries that are looked at; None: all.
       orders: in which the latter are shown.
     """
     makers = {name: kind.calibrate(known[0]) for name, kind in DETECTORS.items()}
-    alarms, num = watch(stream, {name: make() for name, make in makers.items()}, most=most)
     num_real = len(known[1].labels)
-    return {
-        name: Watched(
-            alarms[name],
-            num,
-            false_alarms(make, known[1], orders=orders) if num_real else [],
-            num_real,
-        )
+    false = {
+        name: false_alarms(make, known[1], orders=orders if num_real else 0)
         for name, make in makers.items()
+    }
+    return Prepared(makers, false, num_real)
+
+
+def judge(stream: Stream, prepared: Prepared, *, most: int | None = None) -> dict[str, Watched]:
+    """What every detector makes of a stream of queries, of which `most` are looked at, or all."""
+    alarms, num = watch(stream, {name: make() for name, make in prepared.makers.items()}, most=most)
+    return {
+        name: Watched(alarms[name], num, false, prepared.num_real)
+        for name, false in prepared.false_alarms.items()
     }
 
 
-def judge_run(program: Program, **how: Any) -> dict[str, Watched]:
-    """What detectors make of the run of a program, whose victim is at hand; see `judge`."""
-    return judge(queries(program), real_images(program), **how)
-
-
-def judge_workdir(place: pathlib.Path, **how: Any) -> dict[str, Watched]:
+def judge_workdir(
+    place: pathlib.Path, *, most: int | None = None, orders: int = ORDERS
+) -> dict[str, Watched]:
     """What detectors make of the run in a workdir, as far as it came if it has a ledger.
+
+    Args:
+      place: the workdir.
+      most: queries that are looked at; None: all.
+      orders: in which real images are shown.
 
     Raises:
       UserError: there is none, or its victim or its images have changed.
     """
     config, contents = workdir.config_of(place)
     if config.victim.endpoint:
-        return _judge_ledger(config, place, **how)
+        num_classes = asked.describe(config).num_classes
+        with workdir.lock(place), Ledger.opened(place / "ledger") as ledger:
+            known = answered_images(ledger, num_classes)
+            return judge(recorded(ledger), prepare(known, orders=orders), most=most)
     now, places = asked.contents_of(config), asked.places_of(config)
     workdir.refuse_other_contents(contents, now, places, place)
     config.devices = 1  # whatever it was played on
-    return judge_run(programs.build(config), **how)
+    program = programs.build(config)
+    return judge(queries(program), prepare(real_images(program), orders=orders), most=most)
 
 
-def _judge_ledger(config: Config, place: pathlib.Path, **how: Any) -> dict[str, Watched]:
-    num_classes = asked.describe(config).num_classes
-    with workdir.lock(place), Ledger.opened(place / "ledger") as ledger:
-        own = UNDEFENDED if ledger.received[UNDEFENDED] else TEST
-        batches = list(recorded(ledger, own)) if config.dataset else []
-        image = ledger.format.image
-        images = np.concatenate([np.empty((0, *image), np.uint8), *(b[0] for b in batches)])
-        labels = np.concatenate([np.empty(0, np.int32), *(b[1] for b in batches)])
-        halves = np.array_split(np.arange(min(len(labels), 2 * MOST_REAL)), 2)
-        known = tuple(Real(images[half], labels[half], num_classes) for half in halves)
-        return judge(recorded(ledger), (known[0], known[1]), **how)
+def answered_images(ledger: Ledger, num_classes: int) -> tuple[Real, Real]:
+    """Test images that an endpoint has answered, in halves; none without a data set."""
+    own = UNDEFENDED if ledger.received[UNDEFENDED] and ledger.received[TEST] else TEST
+    batches = list(recorded(ledger, own))
+    images = np.concatenate(
+        [np.empty((0, *ledger.format.image), np.uint8), *(images for images, _ in batches)]
+    )
+    labels = np.concatenate([np.empty(0, np.int32), *(labels for _, labels in batches)])
+    halves = np.array_split(np.arange(min(len(labels), 2 * MOST_REAL)), 2)
+    first, second = (Real(images[half], labels[half], num_classes) for half in halves)
+    return first, second

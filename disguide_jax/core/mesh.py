@@ -14,6 +14,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from disguide_jax.core import machines
 from disguide_jax.core.types import Array, TrainState
 
 BATCH = "batch"  # the axis of devices that a batch, and the replay, are split over
@@ -78,7 +79,15 @@ def like(state: TrainState) -> TrainState:
 def on_all[Tree](tree: Tree) -> Tree:
     """The same arrays, on every device in use."""
     mesh = jax.sharding.get_mesh()
-    return tree if mesh.empty else jax.device_put(tree, NamedSharding(mesh, P()))
+    everywhere = NamedSharding(mesh, P())
+    return tree if mesh.empty else jax.tree.map(lambda x: machines.place(x, everywhere), tree)
+
+
+def whole[Tree](tree: Tree) -> Tree:
+    """The same arrays, in a traced function, so that every process can read them."""
+    if num_parts() == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), tree)
 
 
 def _specs(state: TrainState) -> TrainState:

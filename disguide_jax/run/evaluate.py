@@ -86,20 +86,21 @@ def labels_of(victim: Victim, images: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _ask(victim: Victim, images: Array) -> Array:
-    return to_labels(victim(victim.to_input_space(pixels.decode(images))))
+    return mesh.whole(to_labels(victim(victim.to_input_space(pixels.decode(images)))))
 
 
 def victim_accuracy(test_set: TestSet) -> float | None:
     """The victim's accuracy on the test images; None where no true labels are known."""
-    known = test_set.labels != PADDING
+    labels, victim_labels = jax.device_get((test_set.labels, test_set.victim_labels))
+    known = labels != PADDING
     if not known.any():
         return None
-    return int(((test_set.victim_labels == test_set.labels) & known).sum()) / int(known.sum())
+    return int(((victim_labels == labels) & known).sum()) / int(known.sum())
 
 
 def num_images(test_set: TestSet) -> int:
     """How many test images there are, without padding."""
-    return int((test_set.victim_labels != PADDING).sum())
+    return int((jax.device_get(test_set.victim_labels) != PADDING).sum())
 
 
 def make_evaluate(
@@ -122,7 +123,7 @@ def make_evaluate(
             return ((answers == truth) & (truth != PADDING)).sum()
 
         soft = soft_vote(logits)
-        return {
+        counts = {
             "clones": jnp.stack([agreeing(one.argmax(-1), batch.labels) for one in logits]),
             "soft_vote": agreeing(soft, batch.labels),
             "hard_vote": agreeing(hard_vote(logits), batch.labels),
@@ -130,6 +131,7 @@ def make_evaluate(
             "labelled": (batch.labels != PADDING).sum(),
             "images": (batch.victim_labels != PADDING).sum(),
         }
+        return mesh.whole(counts)
 
     def evaluate(variables: Variables, test_set: TestSet) -> Scores:
         batches = (jax.tree.map(lambda x, i=i: x[i], test_set) for i in range(len(test_set[0])))

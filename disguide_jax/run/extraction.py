@@ -10,7 +10,7 @@ import jax
 
 from disguide_jax import paths
 from disguide_jax.config import Config
-from disguide_jax.core import mesh
+from disguide_jax.core import machines, mesh
 from disguide_jax.core.exchange import make_call
 from disguide_jax.core.types import Stage, TrainState
 from disguide_jax.errors import UserError
@@ -23,6 +23,7 @@ from disguide_jax.run import (
     evaluate,
     needs,
     paying,
+    processes,
     refill,
     session,
     signals,
@@ -59,6 +60,7 @@ def train_and_evaluate(
     num_devices = programs.resolve(config).devices
     contents, places = asked.contents_of(config), asked.places_of(config)
     config, started = session.take_up(workdir, config, contents, places, extend=extend)
+    processes.check(programs.resolve(config), workdir, contents, started)
     if (
         started
         and summary_path.exists()
@@ -110,7 +112,8 @@ def run(
             workdir_files.refuse_other_contents(progress.contents, contents, places, workdir)
         with paying.opened(program, workdir, progress.received, stop) as paid:
             state = refill.refill(program, state, paid)
-            workdir_files.write_started(workdir, program.config, contents, started)
+            if machines.is_first():
+                workdir_files.write_started(workdir, program.config, contents, started)
             try:
                 test_set = paying.make_test_set(program, paid)
             except UserError:
@@ -120,12 +123,15 @@ def run(
             print(needs.describe(program, test_set, workdir), flush=True)
             if restored is not None:
                 print(f"continues after {int(state.queries):,} queries", flush=True)
-            summary_path.unlink(missing_ok=True)  # of the smaller budget, when extending
+            if machines.is_first():  # of the smaller budget, when extending
+                summary_path.unlink(missing_ok=True)
             place = Place(workdir, saved, test_set, paid, stop)
             state, scores = play(program, place, state, progress)
             summary = summaries.summarise(program, state, progress, scores, test_set, paid)
-        summaries.save_networks(program, state, workdir)
-        atomic.write_json(summary_path, summary)
+        if machines.is_first():
+            summaries.save_networks(program, state, workdir)
+            atomic.write_json(summary_path, summary)
+        machines.meet()
     return summary
 
 
@@ -149,7 +155,7 @@ def play(
             rounds_per_call=program.config.rounds_per_call,
             state=state,
             sums=progress.sums,
-            stop=place.stop,
+            stop=place.stop if machines.count() == 1 else (),  # others: see machines.agreed
         )
         for happened in loop:
             loop.state = observer.attend(happened, loop.state)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax.core import losses, pixels, stages
+from disguide_jax.core import losses, machines, mesh, pixels, stages
 from disguide_jax.core.types import Array, Metrics, Net, Optimizers, TrainState, Variables
 from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files.checkpoint import Checkpoints
@@ -51,7 +51,11 @@ class Observer:
         workdir, victim = place.workdir, None if place.paid else program.network_victim
         spent = stages.queries_after(program.stages, num_rounds)
         self._clock = Clock(progress.wall_seconds, spent)
-        self._log = recorder.MetricsLog(workdir, num_bytes=progress.log_bytes, step=spent)
+        self._log = (
+            recorder.MetricsLog(workdir, num_bytes=progress.log_bytes, step=spent)
+            if machines.is_first()
+            else recorder.NoLog()
+        )
         self._shown = recorder.Bar(total=program.queries, done=spent)
         self.scores: evaluate.Scores | None = None
         self._evaluate = evaluate.make_evaluate(program.networks.exact_clones, victim)
@@ -80,11 +84,11 @@ class Observer:
             return state
         _check_count(self._program, state, happened.round, spent)
         stuck, does = self._look(happened, state, spent), self._program.config.guard
+        stop = machines.agreed(self._place.stop)
         if stuck and does == "restart":
             state = self._restart(state, clones_too="agreement" in stuck)
             self._progress.symptoms = {}
         give_up = bool(stuck) and does == "stop" and not happened.finished
-        stop = self._place.stop
         if CHECKPOINT in happened.due or give_up or stop:
             self._save(state)
             self._draw(at_once=happened.finished)
@@ -130,8 +134,10 @@ class Observer:
             self.scores = self.score(state)
             line |= evaluate.scores_line(self.scores)
             self._progress.note(self.scores, spent)
-            (self._place.workdir / "samples").mkdir(exist_ok=True)
-            pictures.save_image_grid(self._place.workdir / "samples" / f"{spent:09}.png", images)
+            if machines.is_first():
+                folder = self._place.workdir / "samples"
+                folder.mkdir(exist_ok=True)
+                pictures.save_image_grid(folder / f"{spent:09}.png", images)
         self._log.write(spent, line)
         self._shown.report(spent, line)
         if stuck:
@@ -146,7 +152,8 @@ class Observer:
 
     def _draw(self, *, at_once: bool) -> None:
         """Draws overview.png, which takes half a second: at once, or not sooner than is due."""
-        if at_once or time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
+        since = time.perf_counter() - self._drawn
+        if machines.is_first() and (at_once or since > SECONDS_BETWEEN_PICTURES):
             accuracy = evaluate.victim_accuracy(self._place.test_set)
             size = self._program.kit.task.size
             pictures.save_overview(self._place.workdir, victim_accuracy=accuracy, size=size)
@@ -178,7 +185,7 @@ def make_sample(program: Program) -> Callable[[TrainState], tuple[np.ndarray, di
         if several:
             clones, net = program.method.result(state), program.networks.exact_clones
             seen["gen/disagreement"] = mean_disagreement(net, clones, images)
-        return pixels.encode(images, jnp.dtype(jnp.uint8)), seen
+        return mesh.whole((pixels.encode(images, jnp.dtype(jnp.uint8)), seen))
 
     def on_host(state: TrainState) -> tuple[np.ndarray, dict[str, float]]:
         images, seen = jax.device_get(sample(state))

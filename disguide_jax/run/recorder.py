@@ -89,10 +89,10 @@ class NoLog:
         return 0
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes nothing."""
+        """Leaves the line to the first process."""
 
     def close(self) -> None:
-        """Does nothing."""
+        """There is nothing to bring to the disk."""
 
 
 class Bar:

@@ -20,7 +20,8 @@ CONFIG = on_devices.config_of("disguide")
 def numbers(state):
     """The leaves of a state as NumPy has them, wherever their parts are."""
     with mesh.use(mesh.make(jax.devices())):
-        leaves = jax.jit(mesh.whole)(state.replace(key=jax.random.key_data(state.key)))
+        state = machines.done(state).replace(key=jax.random.key_data(state.key))
+        leaves = machines.done(jax.jit(mesh.whole)(state))
     return [np.asarray(x, float) for x in jax.tree.leaves(leaves)]
 
 
@@ -50,7 +51,8 @@ def go_on(folder):
             state, _ = restored
             print(difference(folder / "saved.npz", state))
         for num_rounds in (3, 2, 4):  # the ring holds 4 batches
-            state, *_ = play(state, jax.tree_util.Partial(tiny.brightness), num_rounds)
+            called = play(state, jax.tree_util.Partial(tiny.brightness), num_rounds)
+            state, *_ = machines.done(called)
             saved.save(state, {})
         saved.wait()
     keep(folder / "saved.npz", state)

@@ -6,15 +6,15 @@ calls `gather` must be sure that all processes do, in the same order, and that w
 before is done. A single process does nothing here.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from disguide_jax.core.types import Array
+from disguide_jax.core import backend
 
 
 def count() -> int:
@@ -34,7 +34,24 @@ def is_first() -> bool:
 
 def gather(*numbers: int) -> np.ndarray:
     """What every process gives, [processes, numbers] int32; all wait here for each other."""
-    return multihost_utils.process_allgather(np.array(numbers, np.int32)).reshape(count(), -1)
+    mesh = jax.sharding.Mesh(jax.devices(), "device")
+    row = np.array([numbers], np.int32)
+    of_devices = jax.make_array_from_callback(
+        (mesh.size, len(numbers)), NamedSharding(mesh, PartitionSpec("device")), lambda _: row
+    )
+    whole = np.asarray(done(_replicate(of_devices, NamedSharding(mesh, PartitionSpec()))))
+    owners = [device.process_index for device in jax.devices()]
+    return whole[[owners.index(process) for process in range(count())]]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _replicate(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(array, sharding)
+
+
+def done[Tree](tree: Tree) -> Tree:
+    """The same arrays, computed on all devices of this process where two calls would collide."""
+    return jax.block_until_ready(tree) if backend.calls_collide() else tree
 
 
 def meet() -> None:
@@ -59,12 +76,12 @@ def differing(value: str) -> str:
     return ", ".join(map(str, np.flatnonzero((found != found[0]).any(axis=1))))
 
 
-def place(value: Array | np.ndarray, sharding: Sharding | None) -> Array:
+def place(value: jax.Array | np.ndarray, sharding: Sharding | None) -> jax.Array:
     """An array of which every process has all, where it belongs on the devices of all.
 
     What is given as NumPy's may stay NumPy's, and must not be donated.
     """
-    is_global = isinstance(value, Array) and not value.is_fully_addressable
+    is_global = isinstance(value, jax.Array) and not value.is_fully_addressable
     if is_global or not isinstance(sharding, NamedSharding) or sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
     whole = np.asarray(value)

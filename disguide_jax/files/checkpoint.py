@@ -320,7 +320,7 @@ class Checkpoints:
         leaves |= zip(RING, ring, strict=True)
         flat = states.flatten(template)
         placed = [machines.place(leaves[path], like.sharding) for path, like in flat.items()]
-        return jax.tree.unflatten(jax.tree.structure(template), placed)
+        return machines.done(jax.tree.unflatten(jax.tree.structure(template), placed))
 
 
 def bytes_on_disk(template: Saved, *, interval: int, budget: int, replay_too: bool = True) -> int:

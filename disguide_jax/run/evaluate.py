@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax.core import backend, mesh, pixels
+from disguide_jax.core import backend, machines, mesh, pixels
 from disguide_jax.core.answers import hard_vote, soft_vote, to_labels
 from disguide_jax.core.types import Array, Net, Variables
 from disguide_jax.errors import UserError
@@ -81,7 +81,7 @@ def labels_of(victim: Victim, images: np.ndarray) -> np.ndarray:
     batch_size = min(backend.tested_at_once(images.shape[1]), len(images))
     padded = np.pad(images, [(0, -len(images) % batch_size)] + [(0, 0)] * 3)
     batches = padded.reshape(-1, batch_size, *images.shape[1:])
-    return np.concatenate([_ask(victim, batch) for batch in batches])[: len(images)]
+    return np.concatenate([machines.done(_ask(victim, batch)) for batch in batches])[: len(images)]
 
 
 @jax.jit
@@ -135,7 +135,7 @@ def make_evaluate(
 
     def evaluate(variables: Variables, test_set: TestSet) -> Scores:
         batches = (jax.tree.map(lambda x, i=i: x[i], test_set) for i in range(len(test_set[0])))
-        counts = [count(variables, victim, batch) for batch in batches]
+        counts = [machines.done(count(variables, victim, batch)) for batch in batches]
         total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(counts))
         labelled = total["labelled"] or math.nan
         return Scores(

@@ -86,7 +86,7 @@ class Observer:
         stuck, does = self._look(happened, state, spent), self._program.config.guard
         stop = machines.agreed(self._place.stop)
         if stuck and does == "restart":
-            state = self._restart(state, clones_too="agreement" in stuck)
+            state = machines.done(self._restart(state, clones_too="agreement" in stuck))
             self._progress.symptoms = {}
         give_up = bool(stuck) and does == "stop" and not happened.finished
         if CHECKPOINT in happened.due or give_up or stop:
@@ -188,7 +188,7 @@ def make_sample(program: Program) -> Callable[[TrainState], tuple[np.ndarray, di
         return mesh.whole((pixels.encode(images, jnp.dtype(jnp.uint8)), seen))
 
     def on_host(state: TrainState) -> tuple[np.ndarray, dict[str, float]]:
-        images, seen = jax.device_get(sample(state))
+        images, seen = jax.device_get(machines.done(sample(state)))
         return images, {name: float(value) for name, value in seen.items()}
 
     return on_host

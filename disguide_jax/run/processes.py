@@ -21,6 +21,7 @@ import jax
 from disguide_jax.config import Config
 from disguide_jax.core import backend, machines
 from disguide_jax.errors import Stopped, UserError, divert
+from disguide_jax.run.program import method_of
 
 JOINING_SECONDS = 120  # at most, until all are there
 LOST_SECONDS = 15  # without a sign of life
@@ -31,6 +32,7 @@ LOST = (
     "whole: start all processes again, with the same commands, and the run goes on."
 )
 # What JAX says of it: a broken connection, or no sign of life.
+_last_words = [LOST]  # what to say in place of C++
 _handlers: list[object] = []  # of signals in C, which must not be collected
 OF_OTHERS = r"gloo|nccl|distributed service|coordination|heartbeat|socket|connection|barrier"
 
@@ -135,8 +137,14 @@ def check(config: Config, workdir: pathlib.Path, *found: object) -> None:
             f"config.victim.endpoint is {config.victim.endpoint!r}; {several} needs a victim "
             "whose weights are at hand (config.victim.weights)"
         )
-    if config.method == "offline":
-        raise UserError(f"config.method is 'offline'; {several} learns from a victim")
+    method = method_of(config)
+    if method.learns_from_file:
+        raise UserError(f"config.method is {method.name!r}; {several} learns from a victim")
+    if method.devices_meet_in_loops and backend.calls_collide():
+        raise UserError(
+            f"config.method is {method.name!r}, whose loops would make CPUs in several processes "
+            "wait for each other for ever; start one process, which takes all CPUs of a machine"
+        )
     if config.devices < jax.device_count():
         raise UserError(
             f"config.devices is {config.devices}; {several} takes all {jax.device_count()} that "
@@ -163,6 +171,12 @@ def _in_step_of_several() -> bool:
 
 
 def _initialize(told: Told | None) -> None:
+    where = f"at {told.coordinator}" if told else "in this step"
+    _last_words.append(
+        f"the processes of this run did not find each other {where} within {JOINING_SECONDS} s. "
+        "Start all of them, each with its own --process_id, and see that they reach that port, "
+        "which nothing else may use"
+    )
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours
     try:
         jax.distributed.initialize(
@@ -174,13 +188,9 @@ def _initialize(told: Told | None) -> None:
             heartbeat_timeout_seconds=LOST_SECONDS,
             shutdown_timeout_seconds=LEAVING_SECONDS,
         )
-    except (RuntimeError, ValueError) as error:
-        coordinator = f"at {told.coordinator}" if told else "of this step"
-        said = str(error).partition("\n")[0]
-        _end(
-            f"the processes of this run did not find each other {coordinator} within "
-            f"{JOINING_SECONDS} s: start all of them, and see that they reach that port ({said})"
-        )
+    except (RuntimeError, ValueError):
+        _end(_last_words[-1])
+    _last_words.pop()
 
 
 def _leave() -> None:
@@ -205,7 +215,7 @@ def _speak_last() -> None:
     def on_abort(signum: int) -> None:
         text = os.pread(said, 2**20, 0)
         if _is_of_others(text.decode(errors="replace")):
-            _end(LOST)
+            _end(_last_words[-1])
         os.write(kept, text)
         os._exit(128 + signum)
 

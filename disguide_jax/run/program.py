@@ -14,7 +14,7 @@ import optax
 
 from disguide_jax import models
 from disguide_jax.config import Config, spelled_out, validate
-from disguide_jax.core import backend, images, learn, mesh, replay, stages, streams
+from disguide_jax.core import backend, images, learn, machines, mesh, replay, stages, streams
 from disguide_jax.core.exchange import Drive, Kit, Method, Play, Round, drive, fuse
 from disguide_jax.core.types import (
     Array,
@@ -161,7 +161,7 @@ def build(config: Config) -> Program:
 
 def start(program: Program) -> TrainState:
     """A fresh state on the device, made by one compiled call."""
-    return jax.jit(lambda: init_state(program.kit))()
+    return machines.done(jax.jit(lambda: init_state(program.kit))())
 
 
 def make_trained(

@@ -48,6 +48,11 @@ DATA_DIR = (
 )
 
 
+def are_seeds(seeds: tuple[int, ...]) -> bool:
+    """Whether each is a seed, and none is there twice."""
+    return all(0 <= seed <= MAX_SEED for seed in seeds) and len(set(seeds)) == len(seeds)
+
+
 def _is_file_name(name: str) -> bool:
     return bool(name) and "/" not in name
 
@@ -97,6 +102,12 @@ class Config:
     )
     method: str = setting("disguide", "disguide, dual_students, dfme, maze, dfms or offline")
     seed: int = setting(0, "of all random numbers", least=0, most=MAX_SEED)
+    seeds: tuple[int, ...] = setting(
+        (),
+        "of several runs, such as 0,1,2: each goes to WORKDIR/seedN, as a run of its own",
+        fits=are_seeds,
+        must_be=f"different whole numbers from 0 to {MAX_SEED:,}, such as (0, 1, 2)",
+    )
     batch_size: int = setting(
         256, "images that are sent at once", least=2, must_be="at least 2, for batch statistics"
     )

@@ -30,10 +30,11 @@ def main() -> int | None:
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
 
     def extract(values: flags.FlagValues, config: Config) -> None:
-        from disguide_jax.run import processes
-        from disguide_jax.run.extraction import train_and_evaluate
+        from disguide_jax.run import extraction, processes, seeds
 
         workdir = pathlib.Path(values.workdir or pathlib.Path("runs") / config.name)
+        several = bool(config.seeds)
+        train_and_evaluate = (seeds if several else extraction).train_and_evaluate
         told = processes.told(values.coordinator, values.num_processes, values.process_id)
         with processes.joined(told):
             train_and_evaluate(config, workdir, extend=values.extend)

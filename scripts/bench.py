@@ -1,16 +1,16 @@
 """Measures how fast the program is on this machine, and how its costs grow.
 
-usage: python scripts/bench.py --suite {clone_step,round,replay,checkpoint,endpoint,plan} --json OUT
-           [--config configs/NAME.py[:variant]] [--config.key=value ...] [--sweep]
+usage: python scripts/bench.py --suite SUITE --json OUT [--sweep]
+           [--config configs/NAME.py[:variant]] [--config.key=value ...]
 
 clone_step  a training step of all clones: as the program takes it, network by network, and with
             the grouped convolutions that jax.vmap makes by itself
-round       a round and its parts, its FLOPs against a measured matmul peak, memory, compile
-            times; with --sweep also how a round's time grows with keys of the configuration.
-            Parts are compiled apart: their shares need not add up to one
+round       a round and its parts, which are compiled apart, its FLOPs against a measured matmul
+            peak, memory, compile times; with --sweep how it grows with keys of the configuration
 replay      inserting and sampling in large buffers, against a permutation of the whole buffer
 checkpoint  what training loses to the checkpoints of a large buffer
 endpoint    rounds against one victim inside JAX, as a function, an ONNX file and a service
+seeds       whole runs with several seeds: in one process, and in one for each
 plan        memory, bytes and least time of a round on GPUs that are not there; needs .[cuda12]
 
 Cases take turns, so that whatever else the machine does hits all of them alike. Without --config

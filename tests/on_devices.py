@@ -20,6 +20,10 @@ BATCH, ROUNDS = 16, 20
 COUNTS = (2, 4, 8)
 
 
+def start(kit):
+    return parts.init_state(kit, jax.random.key(kit.config.seed))
+
+
 def config_of(method):
     """Twenty rounds, and a replay that goes round several times."""
     soft = method in ("dfme", "maze")
@@ -46,10 +50,10 @@ def as_float64(tree):
 def play(config, num_devices) -> TrainState:
     """All rounds of all stages on so many devices, in float64."""
     stages = parts.stages_of(config)
-    with mesh.use(mesh.make(jax.devices()[:num_devices])):
+    with mesh.use(jax.devices()[:num_devices]):
         kits = tiny.make_kits(config)
         kit = kits[stages[-1].name]
-        state = jax.jit(lambda: mesh.settled(as_float64(parts.init_state(kit))))()
+        state = jax.jit(lambda: mesh.settled(as_float64(start(kit))))()
         answer = tiny.smooth_brightness if config.labels == "soft" else tiny.brightness
         for stage in stages:
             call = make_call(parts.make_play(kits[stage.name], stage), looped=True)
@@ -83,8 +87,8 @@ def checkpoints():
     config = config_of("disguide")
     kit = tiny.make_kits(config)["extraction"]
     with tempfile.TemporaryDirectory() as folder:
-        with mesh.use(mesh.make(jax.devices()[:4])), Checkpoints(pathlib.Path(folder)) as saved:
-            state = jax.jit(lambda: parts.init_state(kit))()
+        with mesh.use(jax.devices()[:4]), Checkpoints(pathlib.Path(folder)) as saved:
+            state = jax.jit(lambda: start(kit))()
             made, _ = jax.jit(
                 lambda s: kit.networks.generator.apply(
                     s.generator.variables, jnp.ones((BATCH, 4)), train=True
@@ -97,8 +101,8 @@ def checkpoints():
                 state, *_ = play(state, jax.tree_util.Partial(tiny.brightness), num_rounds)
                 saved.save(state, {})
         for num in (1, 2, 8):
-            with mesh.use(mesh.make(jax.devices()[:num])):
-                template = mesh.like(jax.eval_shape(lambda: parts.init_state(kit)))
+            with mesh.use(jax.devices()[:num]):
+                template = mesh.like(jax.eval_shape(lambda: start(kit)))
                 with Checkpoints(pathlib.Path(folder)) as saved:
                     found, _ = saved.restore(template)
                 assert len(found.replay.images.devices()) == num

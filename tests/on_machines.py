@@ -19,7 +19,7 @@ CONFIG = on_devices.config_of("disguide")
 
 def numbers(state):
     """The leaves of a state as NumPy has them, wherever their parts are."""
-    with mesh.use(mesh.make(jax.devices())):
+    with mesh.use(jax.devices()):
         state = machines.done(state).replace(key=jax.random.key_data(state.key))
         leaves = machines.done(jax.jit(mesh.whole)(state))
     return [np.asarray(x, float) for x in jax.tree.leaves(leaves)]
@@ -42,11 +42,11 @@ def go_on(folder):
     """Says how a restored state differs from the one kept; plays, saves and keeps another."""
     kit = tiny.make_kits(CONFIG)["extraction"]
     play = make_call(tiny.make_step(kit), looped=True)
-    with mesh.use(mesh.make(jax.devices())), Checkpoints(folder / "checkpoints") as saved:
-        template = mesh.like(jax.eval_shape(lambda: parts.init_state(kit)))
+    with mesh.use(jax.devices()), Checkpoints(folder / "checkpoints") as saved:
+        template = mesh.like(jax.eval_shape(lambda: parts.init_state(kit, jax.random.key(0))))
         restored = saved.restore(template)
         if restored is None:
-            state = jax.jit(lambda: parts.init_state(kit))()
+            state = jax.jit(lambda: parts.init_state(kit, jax.random.key(0)))()
         else:
             state, _ = restored
             print(difference(folder / "saved.npz", state))

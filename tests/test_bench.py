@@ -65,6 +65,16 @@ def test_clone_step_compares_three_ways_and_says_where_it_ran(run):
 
 
 @pytest.mark.slow
+def test_seeds_in_one_process_are_compared_with_a_process_for_each(run):
+    status, _, err, found = run("--suite=seeds", "--config.seeds=0,1")
+    assert status == 0, err
+    rows = {row["case"]: row for row in found["results"]}
+    assert [*rows] == ["one_process", "one_after_the_other", "side_by_side"]
+    assert rows["one_process"]["ratio_to_one_process"] == 1
+    assert all(row["seeds"] == 2 and row["median_seconds"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
 def test_clone_steps_differ_in_their_convolutions_and_not_in_what_they_find():
     config = load_script(ROOT / "configs/c10_hard.py").get_config("smoke")
     kit = measure.make_kit(config)

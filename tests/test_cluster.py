@@ -12,7 +12,7 @@ from conftest import ROOT
 from disguide_jax.errors import UserError
 from disguide_jax.run import signals
 from disguide_jax.study import cluster, reproduce, results
-from disguide_jax.study.launch import Task
+from disguide_jax.study.launch import Run, Task
 from disguide_jax.study.results import Cell
 
 # a program that is saved when it is asked to end, and has results the second time
@@ -69,7 +69,7 @@ def tasks_of(folder, num):
             f"run {i}",
             (sys.executable, "-c", RUN, str(folder / f"w{i}")),
             folder / f"w{i}",
-            ((folder / f"w{i}", folder / "results" / str(i)),),
+            (Run(f"run {i}", folder / f"w{i}", folder / "results" / str(i)),),
         )
         for i in range(num)
     ]

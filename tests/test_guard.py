@@ -20,7 +20,7 @@ from disguide_jax.core.types import Variables
 from disguide_jax.errors import UserError
 from disguide_jax.files import workdir
 from disguide_jax.options import VictimConfig
-from disguide_jax.run import extraction, guard
+from disguide_jax.run import compiled, extraction, guard
 from disguide_jax.run import program as parts
 from disguide_jax.study.results import Cell
 
@@ -127,7 +127,7 @@ def test_a_restart_pays_nothing_twice_and_survives_a_kill(tmp_path, monkeypatch,
             raise MemoryError
         return train_call(*args, **kwargs)
 
-    train_call, make = None, extraction.make_call
+    train_call, make = None, compiled.make_call
 
     def make_crashing(*args, **kwargs):
         nonlocal train_call
@@ -135,7 +135,7 @@ def test_a_restart_pays_nothing_twice_and_survives_a_kill(tmp_path, monkeypatch,
         return crash
 
     with monkeypatch.context() as patched:
-        patched.setattr(extraction, "make_call", make_crashing)
+        patched.setattr(compiled, "make_call", make_crashing)
         with pytest.raises(MemoryError):
             extraction.train_and_evaluate(restart, tmp_path / "parts")
     parts = extraction.train_and_evaluate(restart, tmp_path / "parts")

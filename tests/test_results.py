@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_only_what_has_not_finished_is_run(tmp_path, capsys, monkeypatch):
         "digits_soft.py --config.seed=1",
         "digits_hard.py --config.seed=1 --config.num_clones=3",
     ]
+    results.run_missing(cells, range(2), dry_run=True, seeds_together=True, **options)
+    commands = capsys.readouterr().out.splitlines()
+    assert [command.removeprefix(start) for command in commands] == [
+        "digits_hard.py --config.seeds=0,1 --config.num_clones=3 "
+        f"--workdir={tmp_path}/w/digits/digits_hard,num_clones=3",
+        f"digits_soft.py --config.seed=1 --workdir={tmp_path}/w/digits/digits_soft/seed1",
+    ]
 
 
 def test_the_time_that_is_left_is_told_by_earlier_runs_or_by_flops(tmp_path, capsys, monkeypatch):
@@ -126,6 +134,18 @@ def test_missing_runs_are_run_and_failed_ones_named(tmp_path, capsys):
     assert (tmp_path / "results" / good.folder / "seed0/samples.png").exists()
     results.run_missing([good], [0], **options)
     assert "1 of 1 runs have finished\n" in capsys.readouterr().out
+
+    (tmp_path / "w" / good.folder / "seed2").mkdir(parents=True)
+    (tmp_path / "w" / good.folder / "seed2/config.json").write_text("{")
+    with pytest.raises(UserError, match=r"seeds 1, 2: status 2: "):
+        results.run_missing([good], range(3), seeds_together=True, **options)
+    shutil.rmtree(tmp_path / "w" / good.folder / "seed2")
+    assert results.run_missing([good], range(3), seeds_together=True, **options)
+    assert [results.load(tmp_path / "results", good, seed) is None for seed in range(3)] == [
+        False,
+        False,
+        False,
+    ]
 
 
 def test_tables_and_figures_are_equal_for_equal_results(tmp_path):

@@ -1,6 +1,7 @@
 """A whole extraction on networks of one layer each, which compile in a second."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ def make_kits(config: Config) -> dict[str, Kit]:
 def build(config: Config) -> tuple[Kit, TrainState]:
     """The kit of the last stage, and a fresh state."""
     kit = list(make_kits(config).values())[-1]
-    return kit, jax.jit(lambda: parts.init_state(kit))()
+    return kit, jax.jit(functools.partial(parts.init_state, kit))(jax.random.key(config.seed))
 
 
 def make_step(kit: Kit) -> Play:

@@ -24,6 +24,11 @@ def loops_are_slow() -> bool:
     return name() == "cpu"
 
 
+def seeds_go_together() -> bool:
+    """Whether one program should play several seeds; on a CPU one after the other is faster."""
+    return name() != "cpu"
+
+
 def rounds_a_call() -> int:
     """Rounds in one call of a compiled program, which suit this backend."""
     return 1 if loops_are_slow() else 20

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from disguide_jax.core import machines
@@ -22,16 +22,11 @@ if TYPE_CHECKING:  # it imports the replay, which imports this
 BATCH = "batch"  # the axis of devices that a batch, and the replay, are split over
 
 
-def make(devices: Sequence[jax.Device]) -> Mesh | None:
-    """These devices in a row; None for a single one."""
+def use(devices: Sequence[jax.Device]) -> contextlib.AbstractContextManager[Any]:
+    """What is traced and run in this block is so on these devices, in this thread."""
     if len(devices) == 1:
-        return None
-    return jax.make_mesh((len(devices),), (BATCH,), (AxisType.Auto,), devices=devices)
-
-
-def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """What is traced and run in this block is so on all devices of the mesh."""
-    return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+        return jax.default_device(devices[0])
+    return jax.set_mesh(jax.make_mesh((len(devices),), (BATCH,), (AxisType.Auto,), devices=devices))
 
 
 def use_one(array: jax.Array) -> contextlib.AbstractContextManager[Any]:

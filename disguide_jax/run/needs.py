@@ -77,16 +77,23 @@ def _rates(program: Program) -> str:
     return rates + (", ".join(said) or "both stay")
 
 
-def check_fits(program: Program, workdir: pathlib.Path) -> None:
+def check_fits(program: Program, workdir: pathlib.Path, *, num_seeds: int = 1) -> None:
     """Refuses a run that the device's memory or the disk cannot hold.
+
+    Args:
+      program: of the run.
+      workdir: of the run.
+      num_seeds: runs like it that are played at once, whose states are first apart and then one.
 
     Raises:
       UserError: with both numbers.
     """
     needed, replay = _num_bytes(program.template), program.template.replay
+    needed *= 2 * num_seeds if num_seeds > 1 else 1
     available = _device_memory()
     if available and needed > available:
-        said = f"the run needs {_size(needed)} on {_device(program.config)}"
+        runs = f"{num_seeds} seeds at once need" if num_seeds > 1 else "the run needs"
+        said = f"{runs} {_size(needed)} on {_device(program.config)}"
         if not program.method.keeps_replay:
             raise UserError(
                 f"{said}; there are {_size(available)}. Choose smaller networks or fewer images."
@@ -98,7 +105,7 @@ def check_fits(program: Program, workdir: pathlib.Path) -> None:
             f"config.replay.dtype={program.config.replay.dtype}; there are {_size(available)}. "
             "Choose a smaller replay.size, or uint8."
         )
-    needed = _bytes_on_disk(program.config, program.template)
+    needed = num_seeds * _bytes_on_disk(program.config, program.template)
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     folders = (workdir / "checkpoints", workdir / "ledger")

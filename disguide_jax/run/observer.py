@@ -2,22 +2,20 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax.core import losses, machines, mesh, pixels, stages
-from disguide_jax.core.types import Array, Metrics, Net, Optimizers, TrainState, Variables
+from disguide_jax.core import machines, stages
+from disguide_jax.core.types import Optimizers, TrainState
 from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files.checkpoint import Checkpoints
 from disguide_jax.run import evaluate, guard, pictures, recorder
-from disguide_jax.run import program as programs
+from disguide_jax.run.compiled import Compiled
 from disguide_jax.run.loop import CHECKPOINT, EVALUATE, LOG, Happened
 from disguide_jax.run.program import Program
 from disguide_jax.run.progress import Clock, Progress
@@ -30,10 +28,12 @@ class Place(NamedTuple):
     """Where a run is played: an open workdir, and what belongs to it."""
 
     workdir: pathlib.Path
+    compiled: Compiled
     saved: Checkpoints
     test_set: evaluate.TestSet
     paid: Paid | None  # the victim behind its ledger, where it is an endpoint
     stop: Sequence[int]  # filled when the run should end
+    label: str = ""  # of the run among several
 
 
 class Observer:
@@ -48,21 +48,15 @@ class Observer:
 
     def __init__(self, program: Program, place: Place, progress: Progress, num_rounds: int):
         self._program, self._place, self._progress = program, place, progress
-        workdir, victim = place.workdir, None if place.paid else program.network_victim
         spent = stages.queries_after(program.stages, num_rounds)
         self._clock = Clock(progress.wall_seconds, spent)
         self._log = (
-            recorder.MetricsLog(workdir, num_bytes=progress.log_bytes, step=spent)
+            recorder.MetricsLog(place.workdir, num_bytes=progress.log_bytes, step=spent)
             if machines.is_first()
             else recorder.NoLog()
         )
-        self._shown = recorder.Bar(total=program.queries, done=spent)
+        self._shown = recorder.Bar(total=program.queries, done=spent, label=place.label)
         self.scores: evaluate.Scores | None = None
-        self._evaluate = evaluate.make_evaluate(program.networks.exact_clones, victim)
-        self._sample = make_sample(program)
-        self._restart = jax.jit(
-            functools.partial(programs.restart, program.kit), static_argnames="clones_too"
-        )
         self._drawn = time.perf_counter()
 
     def close(self) -> None:
@@ -86,7 +80,8 @@ class Observer:
         stuck, does = self._look(happened, state, spent), self._program.config.guard
         stop = machines.agreed(self._place.stop)
         if stuck and does == "restart":
-            state = machines.done(self._restart(state, clones_too="agreement" in stuck))
+            restart = self._place.compiled.restart
+            state = machines.done(restart(state, clones_too="agreement" in stuck))
             self._progress.symptoms = {}
         give_up = bool(stuck) and does == "stop" and not happened.finished
         if CHECKPOINT in happened.due or give_up or stop:
@@ -113,7 +108,9 @@ class Observer:
 
     def score(self, state: TrainState) -> evaluate.Scores:
         """The scores of the clones as the attacker takes them."""
-        return self._evaluate(self._program.method.result(state), self._place.test_set)
+        return self._place.compiled.evaluate(
+            self._program.method.result(state), self._place.test_set
+        )
 
     def _look(self, happened: Happened, state: TrainState, spent: int) -> list[str]:
         """Logs and evaluates what is due; returns what the guard finds stuck."""
@@ -121,7 +118,7 @@ class Observer:
         if not happened.due & {LOG, EVALUATE}:
             return stuck
         line = {"round": happened.round} | self._stage_line(happened)
-        images, sampled = self._sample(state)
+        images, sampled = self._place.compiled.sample(state)
         if LOG in happened.due:
             line |= sampled | self._progress.sums.take()
             line |= self._progress.answers_line(jax.device_get(state.answered))
@@ -168,36 +165,6 @@ def rates_line(tx: Optimizers, line: dict[str, Any], num_rounds: int) -> dict[st
         for name, rate in rates.items()
         if rate and f"{name}/loss" in line
     }
-
-
-def make_sample(program: Program) -> Callable[[TrainState], tuple[np.ndarray, dict[str, float]]]:
-    """A function from the state to uint8 images of always the same latent vectors.
-
-    Beside them it gives what the guard must see of any method: how saturated they are and, of
-    more clones than one, how far these disagree on them.
-    """
-    several, num = program.config.num_clones > 1, pictures.num_images(program.kit.task.size)
-
-    @jax.jit
-    def sample(state: TrainState) -> tuple[Array, Metrics]:
-        images = programs.sample_images(program.kit, state, num)
-        seen = {"gen/saturation": (jnp.abs(images) > guard.SATURATED).mean()}
-        if several:
-            clones, net = program.method.result(state), program.networks.exact_clones
-            seen["gen/disagreement"] = mean_disagreement(net, clones, images)
-        return mesh.whole((pixels.encode(images, jnp.dtype(jnp.uint8)), seen))
-
-    def on_host(state: TrainState) -> tuple[np.ndarray, dict[str, float]]:
-        images, seen = jax.device_get(machines.done(sample(state)))
-        return images, {name: float(value) for name, value in seen.items()}
-
-    return on_host
-
-
-def mean_disagreement(net: Net, clones: Variables, images: Array) -> Array:
-    """The clones' mean disagreement on images [N, H, W, channels], in eval mode, []."""
-    logits, _ = net.apply(clones, images, train=False)
-    return losses.disagreement(jax.nn.softmax(logits)).mean()
 
 
 def _check_count(program: Program, state: TrainState, round_: int, spent: int) -> None:

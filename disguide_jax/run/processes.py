@@ -163,6 +163,15 @@ def check(config: Config, workdir: pathlib.Path, *found: object) -> None:
             )
 
 
+def refuse_seeds(config: Config) -> None:
+    """Raises UserError where several processes are told several seeds."""
+    if machines.count() > 1:
+        raise UserError(
+            f"config.seeds is {','.join(map(str, config.seeds))}; one run in several processes "
+            "has one, config.seed: start a run for each seed"
+        )
+
+
 def _in_step_of_several() -> bool:
     """Whether Slurm has started this process as one of several tasks of a step."""
     return all(name in os.environ for name in SLURM) and all(

@@ -6,6 +6,7 @@ networks, optimisers, victim. What is said of the victim is read by `asked`, of 
 """
 
 import copy
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,11 +15,12 @@ import optax
 
 from disguide_jax import models
 from disguide_jax.config import Config, spelled_out, validate
-from disguide_jax.core import backend, images, learn, machines, mesh, replay, stages, streams
+from disguide_jax.core import backend, images, learn, mesh, replay, stages, streams
 from disguide_jax.core.exchange import Drive, Kit, Method, Play, Round, drive, fuse
 from disguide_jax.core.types import (
     Array,
     Average,
+    Key,
     Metrics,
     Net,
     Networks,
@@ -30,7 +32,7 @@ from disguide_jax.core.types import (
 from disguide_jax.errors import UserError
 from disguide_jax.files import transfer
 from disguide_jax.methods import METHODS
-from disguide_jax.run import answering, asked
+from disguide_jax.run import answering, asked, devices
 from disguide_jax.settings import refuse_ignored
 from disguide_jax.victims import network
 from disguide_jax.victims.host import Endpoint
@@ -98,6 +100,11 @@ def resolve(config: Config) -> Config:
       UserError: a value is wrong, or one that is set is of no use to the method or the labels.
     """
     validate(config)
+    if config.seeds:
+        raise UserError(
+            f"config.seeds is {config.seeds}; one run has one seed, config.seed: "
+            "disguide_jax.main runs several"
+        )
     method = method_of(config)
     refuse_ignored(config, method.ignores, method.name)
     config = spelled_out(config)
@@ -111,8 +118,8 @@ def resolve(config: Config) -> Config:
     if method.learns_from_file:
         config.replay.size = transfer.num_images(config.offline.queries)
     config.rounds_per_call = config.rounds_per_call or backend.rounds_a_call()
-    config.devices = config.devices or jax.device_count()
-    refuse_uneven(config, method)
+    config.devices = devices.number(config)
+    devices.refuse_uneven(config, method)
     kept, config.query_dtype = config.replay.dtype, query_dtype(config)
     if method.keeps_replay and kept not in ("float32", config.query_dtype):
         raise UserError(
@@ -120,23 +127,6 @@ def resolve(config: Config) -> Config:
             "the replay would not hold what was answered; choose the same, or float32 for it"
         )
     return config
-
-
-def refuse_uneven(config: Config, method: Method) -> None:
-    """Raises UserError for devices that there are not, or that cannot share the run evenly."""
-    num, there = config.devices, jax.device_count()
-    if num > there:
-        raise UserError(f"config.devices is {num}; JAX finds {there} here ({backend.describe()})")
-    parted = {"batch_size": config.batch_size}
-    if method.keeps_replay and not method.learns_from_file:
-        parted["replay.size"] = config.replay.size
-    for key, value in parted.items():
-        if value % num:
-            fitting = [n for n in range(1, there + 1) if not any(x % n for x in parted.values())]
-            raise UserError(
-                f"config.{key} is {value:,}, which {num} devices cannot share evenly; choose a "
-                f"multiple of {num}, or config.devices={fitting[-1]}"
-            )
 
 
 def build(config: Config) -> Program:
@@ -159,18 +149,14 @@ def build(config: Config) -> Program:
     )
 
 
-def start(program: Program) -> TrainState:
-    """A fresh state on the device, made by one compiled call."""
-    return machines.done(jax.jit(lambda: init_state(program.kit))())
-
-
 def make_trained(
     config: Config, task: Task
 ) -> tuple[tuple[Stage, ...], dict[str, Kit], TrainState]:
     """What is trained: the stages, what their rounds are built from, and the state's shapes."""
     stages, networks = stages_of(config), make_networks(config, task)
     kits = {stage.name: make_kit(config, task, networks, stage) for stage in stages}
-    state = jax.eval_shape(lambda: init_state(kits[stages[-1].name]))
+    key = jax.eval_shape(lambda: jax.random.key(config.seed))
+    state = jax.eval_shape(functools.partial(init_state, kits[stages[-1].name]), key)
     return stages, kits, state
 
 
@@ -313,11 +299,14 @@ def make_kit(config: Config, task: Task, networks: Networks, stage: Stage) -> Ki
     )
 
 
-def init_state(kit: Kit) -> TrainState:
-    """A fresh state: initialised networks and optimisers, an empty replay, nothing spent."""
+def init_state(kit: Kit, key: Key) -> TrainState:
+    """A fresh state: initialised networks and optimisers, an empty replay, nothing spent.
+
+    All randomness of the run comes from the key, which `jax.random.key(config.seed)` is.
+    """
     config, task = kit.config, kit.task
     method = method_of(config)
-    root, generator_key, clones_key = jax.random.split(jax.random.key(config.seed), 3)
+    root, generator_key, clones_key = jax.random.split(key, 3)
     clones = learn.start(kit.networks.clones.init(clones_key), kit.tx.clones)
     size = (task.size, task.size, task.channels)
     images = jax.ShapeDtypeStruct((config.batch_size, *size), jnp.dtype(config.replay.dtype))

@@ -102,13 +102,16 @@ class Bar:
       total: of the units at the end.
       done: of them before.
       unit: what is counted.
+      label: what lines begin with, where several runs are seen.
     """
 
-    def __init__(self, *, total: int, done: int, unit: str = "query"):
+    def __init__(self, *, total: int, done: int, unit: str = "query", label: str = ""):
+        self._label = f"{label}: " if label else ""
         self._bar = tqdm.tqdm(
             total=total,
             initial=done,
             unit=unit,
+            desc=label or None,
             unit_scale=True,
             smoothing=0.1,
             dynamic_ncols=True,
@@ -141,7 +144,7 @@ class Bar:
         if not self._bar.disable:
             return
         rate = metrics.get("time/queries_per_second")
-        parts = [f"{queries:,} of {self._bar.total:,} queries"]
+        parts = [f"{self._label}{queries:,} of {self._bar.total:,} queries"]
         if rate:
             left = _duration((self._bar.total - queries) / rate)
             parts += [f"{rate:,.0f} queries/s", f"{left} left"]
@@ -149,7 +152,7 @@ class Bar:
 
     def say(self, message: str) -> None:
         """A line above the bar."""
-        self._bar.write(message)
+        self._bar.write(f"{self._label}{message}")
         sys.stdout.flush()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from disguide_jax.files import atomic
 from disguide_jax.files.workdir import provenance
 from disguide_jax.models import conv
 from disguide_jax.run import program
-from disguide_jax.study import flops, measure, plan
+from disguide_jax.study import flops, measure, plan, seed_bench
 from disguide_jax.study.measure import Row, Say
 from disguide_jax.study.rounds import bench_round
 
@@ -55,6 +55,8 @@ def bench(
     """
     validate(config)
     program.stages_of(config)
+    if config.seeds and suite != "seeds":
+        raise UserError(f"config.seeds is {config.seeds}; suite {suite} measures one run")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
@@ -80,6 +82,7 @@ def bench(
         "replay": lambda: bench_replay(config, seconds, whole(sizes), say),
         "checkpoint": lambda: bench_checkpoint(config, max(whole(sizes)), queries_per_second, say),
         "endpoint": lambda: bench_endpoint(config, seconds),
+        "seeds": lambda: seed_bench.bench_seeds(config, seconds),
         "plan": lambda: plan.bench_plan(config, gpu, say),
     }
     print(", ".join(f"{k} {v}" for k, v in report["hardware"].items()))

@@ -53,6 +53,7 @@ def compare(
         results=results,
         workdirs=workdirs,
         least_hours=flops.least_extraction_hours,
+        seeds_together=launcher == "local" and jobs in (None, 1),
         launcher=cluster.choose(launcher, jobs=jobs, slurm=slurm, folder=workdirs / "slurm"),
         dry_run=dry_run,
     )

@@ -9,11 +9,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
 from disguide_jax.run import extraction, paying, program
+from disguide_jax.run.compiled import compiled
 from disguide_jax.run.program import Program
 from disguide_jax.study import measure
 from disguide_jax.study.measure import Row
@@ -89,8 +91,9 @@ def asking_config(config: Config, endpoint: str) -> Config:
 def playing(run: Program, workdir: pathlib.Path) -> Iterator[Callable[[], object]]:
     """A function that plays one round of a run with an empty ledger."""
     with paying.opened(run, workdir, [], []) as paid:
-        (call,) = extraction.make_calls(run, paid, 0).values()
-        state = program.start(run)
+        functions = compiled(run)
+        (call,) = extraction.make_calls(run, functions, paid, 0).values()
+        state = functions.start(jax.random.key(run.config.seed))
 
         def play() -> object:
             nonlocal state

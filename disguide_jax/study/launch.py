@@ -16,13 +16,21 @@ from disguide_jax.run import signals
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+class Run(NamedTuple):
+    """One of the runs of a task, of which summary, log and last picture are kept."""
+
+    name: str  # for the user
+    workdir: pathlib.Path
+    target: pathlib.Path  # where they are kept
+
+
 class Task(NamedTuple):
     """A program to run, and where what its runs leave is kept."""
 
     name: str  # for the user
     command: tuple[str, ...]
     folder: pathlib.Path  # of output.txt, what it prints
-    results: tuple[tuple[pathlib.Path, pathlib.Path], ...] = ()  # of each run: from workdir, to
+    runs: tuple[Run, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -31,7 +39,7 @@ class Task(NamedTuple):
 
     def has_results(self) -> bool:
         """Whether all of its runs have left theirs."""
-        kept = [(target / "summary.json").exists() for _, target in self.results]
+        kept = [(run.target / "summary.json").exists() for run in self.runs]
         return bool(kept) and all(kept)
 
     def last_words(self) -> str:
@@ -113,14 +121,16 @@ def play(
         with (task.folder / "output.txt").open("a") as output:
             streams = {"stdout": output, "stderr": output}
             status = signals.run_child(task.command, stop, env=environment, **streams)
-    if status:
-        return f"{task.name}: status {status}: {'' if watched else task.last_words()}"
-    for workdir, target in task.results:
+    for name, workdir, target in task.runs:
+        if not (workdir / "summary.json").exists():  # one of several, which has not ended
+            continue
         target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(max((workdir / "samples").iterdir()), target / "samples.png")
-        for name in ("metrics.jsonl", "summary.json"):  # the summary last: it says "finished"
-            shutil.copyfile(workdir / name, target / name)
+        for file in ("metrics.jsonl", "summary.json"):  # the summary last: it says "finished"
+            shutil.copyfile(workdir / file, target / file)
         accuracy = json.loads((target / "summary.json").read_text())["soft_vote_accuracy"]
         seconds = time.monotonic() - started
-        print(f"{task.name}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True)
+        print(f"{name}: soft vote {accuracy:.4f} after {seconds:.0f} s", flush=True)
+    if status:
+        return f"{task.name}: status {status}: {'' if watched else task.last_words()}"
     return None

@@ -91,7 +91,7 @@ def make_state(kit: Kit, *, size: int) -> TrainState:
 
     @jax.jit
     def init() -> TrainState:
-        state = program.init_state(kit)
+        state = program.init_state(kit, jax.random.key(kit.config.seed))
         head = jnp.int32(size % len(state.replay.images))
         filled = state.replay.replace(size=jnp.int32(size), head=head)
         return state.replace(replay=filled)

@@ -74,6 +74,7 @@ def reproduce(
         results=results,
         workdirs=workdirs,
         least_hours=flops.least_extraction_hours,
+        seeds_together=launcher == "local" and jobs in (None, 1),
         launcher=launch,
         extra=[f"--config.data_dir={data_dir}"] if data_dir else [],
         dry_run=dry_run,

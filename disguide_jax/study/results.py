@@ -20,7 +20,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.files import workdir
 from disguide_jax.run import pictures
 from disguide_jax.settings import set_value
-from disguide_jax.study.launch import ROOT, Launcher, Task, local
+from disguide_jax.study.launch import ROOT, Launcher, Run, Task, local
 
 
 def load_config(name: str) -> Any:
@@ -50,7 +50,7 @@ class Cell(NamedTuple):
     def __str__(self) -> str:
         return " ".join([self.config, *(f"{k}={v}" for k, v in self.overrides)])
 
-    def arguments(self, seed: int) -> list[str]:
+    def arguments(self, *seeds: int) -> list[str]:
         """What the program is told."""
         file, _, variant = self.config.partition(":")
         path = ROOT / "configs" / f"{file}.py"
@@ -58,7 +58,9 @@ class Cell(NamedTuple):
             path = path.relative_to(pathlib.Path.cwd())
         overrides = (f"--config.{key}={value}" for key, value in self.overrides)
         config = f"{path}:{variant}" if variant else path
-        return [f"--config={config}", f"--config.seed={seed}", *overrides]
+        key = "seed" if len(seeds) == 1 else "seeds"
+        named = f"--config.{key}={','.join(map(str, seeds))}"
+        return [f"--config={config}", named, *overrides]
 
     def load(self, seed: int) -> Config:
         """The configuration of one run, without running it."""
@@ -125,6 +127,7 @@ def run_missing(
     workdirs: pathlib.Path,
     least_hours: Callable[[Config], float],
     launcher: Launcher | None = None,
+    seeds_together: bool = False,
     extra: Sequence[str] = (),
     dry_run: bool = False,
 ) -> bool:
@@ -137,6 +140,7 @@ def run_missing(
       workdirs: where runs have their workdirs.
       least_hours: what a run takes at least, to tell of those of a kind that has not run yet.
       launcher: what runs them; None is this machine, one at a time.
+      seeds_together: the seeds of a cell go to one process, which compiles once.
       extra: arguments for every run.
       dry_run: only print the commands.
 
@@ -149,26 +153,36 @@ def run_missing(
     if not dry_run:
         estimate = _estimate(results, left, least_hours)
         print(f"{len(runs) - len(left)} of {len(runs)} runs have finished{estimate}", flush=True)
-    tasks = [_task(cell, seed, results, workdirs, extra) for cell, seed in left]
+    groups = [(cell, [seed]) for cell, seed in left]
+    if seeds_together:
+        order = dict.fromkeys(cell for cell, _ in left)
+        groups = [(cell, [seed for other, seed in left if other == cell]) for cell in order]
+    tasks = [_task(cell, members, results, workdirs, extra) for cell, members in groups]
     return (launcher or local())(tasks, dry_run=dry_run)
 
 
 def _task(
-    cell: Cell, seed: int, results: pathlib.Path, workdirs: pathlib.Path, extra: Sequence[str]
+    cell: Cell,
+    seeds: Sequence[int],
+    results: pathlib.Path,
+    workdirs: pathlib.Path,
+    extra: Sequence[str],
 ) -> Task:
-    workdir = _workdir(workdirs, cell, seed)
-    command = tuple(_command(cell, seed, workdirs, extra))
-    kept = ((workdir, results / cell.folder / f"seed{seed}"),)
-    return Task(f"{cell}, seed {seed}", command, workdir, kept)
+    below = [cell.folder / f"seed{seed}" for seed in seeds]
+    workdir = workdirs / (below[0] if len(seeds) == 1 else cell.folder)
+    runs = tuple(
+        Run(f"{cell}, seed {seed}", workdirs / path, results / path)
+        for seed, path in zip(seeds, below, strict=True)
+    )
+    name = f"{cell}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return Task(name, tuple(_command(cell, seeds, workdir, extra)), workdir, runs)
 
 
-def _workdir(workdirs: pathlib.Path, cell: Cell, seed: int) -> pathlib.Path:
-    return workdirs / cell.folder / f"seed{seed}"
-
-
-def _command(cell: Cell, seed: int, workdirs: pathlib.Path, extra: Sequence[str]) -> list[str]:
-    workdir = f"--workdir={_workdir(workdirs, cell, seed)}"
-    return [sys.executable, "-m", "disguide_jax.main", *cell.arguments(seed), *extra, workdir]
+def _command(
+    cell: Cell, seeds: Sequence[int], workdir: pathlib.Path, extra: Sequence[str]
+) -> list[str]:
+    program = [sys.executable, "-m", "disguide_jax.main"]
+    return [*program, *cell.arguments(*seeds), *extra, f"--workdir={workdir}"]
 
 
 def _estimate(

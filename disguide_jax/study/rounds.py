@@ -32,7 +32,7 @@ def bench_round(config: Config, seconds: float, vary: Sequence[str], say: Say) -
     On as many devices as a run of this configuration takes.
     """
     devices = jax.devices()[: program.resolve(config).devices]
-    with mesh.use(mesh.make(devices)):
+    with mesh.use(devices):
         yield from _measure_round(config, seconds, vary, say)
 
 

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-SUITES = ("clone_step", "round", "replay", "checkpoint", "endpoint", "plan")
+SUITES = ("clone_step", "round", "replay", "checkpoint", "endpoint", "seeds", "plan")
 NARROW = (
     "--config.victim.weights=random",
     "--config.victim.width=16",

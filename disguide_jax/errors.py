@@ -157,11 +157,29 @@ def _open_streams() -> None:
         stream: TextIO | None = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__"):  # someone listens within the process
             continue
-        buffer = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False))
-        encoding = stream.encoding if stream else "utf-8"
-        spoken = _Spoken(buffer, encoding, "backslashreplace", line_buffering=True)
-        setattr(sys, name, spoken)
-        setattr(sys, f"__{name}__", spoken)
+        _open_stream(descriptor, name, stream.encoding if stream else "utf-8")
+
+
+def _open_stream(descriptor: int, name: str, encoding: str) -> None:
+    buffer = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False))
+    spoken = _Spoken(buffer, encoding, "backslashreplace", line_buffering=True)
+    setattr(sys, name, spoken)
+    setattr(sys, f"__{name}__", spoken)
+
+
+def divert(descriptor: int, file: int) -> int:
+    """Sends what C libraries print, 1 or 2, to another file; what we print goes where it went.
+
+    Returns:
+      A descriptor of where it went.
+    """
+    name = {1: "stdout", 2: "stderr"}[descriptor]
+    stream: TextIO = getattr(sys, name)
+    stream.flush()
+    kept = os.dup(descriptor)
+    os.dup2(file, descriptor)
+    _open_stream(kept, name, stream.encoding)
+    return kept
 
 
 def listed(lines: list[str]) -> str:

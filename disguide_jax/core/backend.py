@@ -71,6 +71,15 @@ def stacks_are_copied() -> bool:
     return name() != "cpu"
 
 
+def calls_collide() -> bool:
+    """Whether collectives that no data puts in order take each other's messages.
+
+    They do between processes on the CPU, which then wait for ever. XLA orders those of one call,
+    but not those in a loop or a branch, which it plays beside what does not depend on it.
+    """
+    return name() == "cpu" and jax.process_count() > 1
+
+
 def memory_is_shared() -> bool:
     """Whether arrays lie in the machine's own memory."""
     return name() == "cpu"

@@ -83,6 +83,7 @@ class Method(NamedTuple):
     has_discriminator: bool = False
     learns_from_file: bool = False  # the replay is filled from a transfer set at the start
     can_restart: bool = True
+    devices_meet_in_loops: bool = False  # of a compiled round, or in its branches
     optimizers: Callable[[Config, Stage], Optimizers] | None = None  # None: the usual ones
     init: Callable[[Kit, TrainState], Any] = lambda kit, state: ()  # -> state.extra
     result: Callable[[TrainState], Variables] = clones_of

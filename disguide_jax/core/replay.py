@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from disguide_jax.core import choose, pixels
+from disguide_jax.core import choose, mesh, pixels
 
 Array = jax.Array
 Like = Array | jax.ShapeDtypeStruct  # of which only shape and dtype matter
@@ -75,7 +75,7 @@ def sample(replay: Replay, key: Array, batch_size: int) -> tuple[Array, Array]:
     Raises:
       AssertionError: it is not one key.
     """
-    slots = sample_slots(key, replay.size, batch_size)
+    slots = mesh.by_each(sample_slots)(key, replay.size, batch_size)
     return pixels.decode(replay.images[slots]), replay.answers[slots]
 
 
@@ -109,7 +109,8 @@ def sample_by(
     """
     chex.assert_rank(key, 0)
     choose_key, *keys = jax.random.split(key, 1 + candidates)
-    slots = jnp.concatenate([sample_slots(k, replay.size, batch_size) for k in keys])
+    draw = mesh.by_each(sample_slots)
+    slots = jnp.concatenate([draw(k, replay.size, batch_size) for k in keys])
     images, answers = pixels.decode(replay.images[slots]), replay.answers[slots]
     weights = weigh(images, answers)
     chex.assert_shape(weights, (candidates * batch_size,))

@@ -19,11 +19,11 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import pathlib
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -32,10 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from disguide_jax.core.replay import Like, Replay
+from disguide_jax.core import machines, mesh
+from disguide_jax.core.replay import Replay
 from disguide_jax.core.types import Array
 from disguide_jax.errors import UserError
-from disguide_jax.files import atomic, segments
+from disguide_jax.files import announced, atomic, segments, states
 from disguide_jax.files.manifest import (
     DamagedError,
     Manifest,
@@ -91,7 +92,8 @@ class Checkpoints:
             tempfile.TemporaryFile(dir=directory).close()  # fails before anything is spent
         except OSError as error:
             raise UserError(f"{directory} cannot be written: {error.strerror}") from error
-        self._orbax = ocp.PyTreeCheckpointer()
+        self._orbax = _make_orbax()
+        self._given_up = threading.Event()  # nobody waits for what is being written
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
 
     def restore[State: Saved](self, template: State) -> tuple[State, dict[str, Any]] | None:
@@ -116,9 +118,11 @@ class Checkpoints:
             except DamagedError as error:
                 damaged[name] = error
         self._looked = True
+        if machines.differing(", ".join(manifests)):
+            raise UserError(f"{self._directory}: not all processes find the same checkpoints there")
         for name, manifest in manifests.items():
             try:
-                _check_fits(self._directory, manifest, template)
+                states.check_fits(self._directory, manifest, template)
                 check_files(self._directory, manifest)
                 state = self._load(manifest, template)
             except DamagedError as error:
@@ -129,7 +133,8 @@ class Checkpoints:
                 log.warning("%s is damaged: %s. Continues from %s.", path, reason, name)
             older = [m for m in manifests.values() if m.round <= manifest.round]
             self._kept = older[:NUM_KEPT][::-1]
-            _clean(self._directory, manifests.values())  # after a process that was killed
+            self._clean(manifests.values())  # after a process that was killed
+            machines.meet()
             return state, manifest.progress
         if damaged:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in damaged.items())
@@ -138,7 +143,8 @@ class Checkpoints:
                 "The run stops rather than starting over and spending the budget twice. Bring "
                 "the directory back from a copy, or choose another --workdir."
             )
-        _clean(self._directory, ())
+        self._clean(())
+        machines.meet()
         return None
 
     def save(self, state: Saved, progress: dict[str, Any]) -> None:
@@ -171,24 +177,25 @@ class Checkpoints:
         count = _num_inserted(last, queries, head, size, capacity) if self._replay_too else 0
         new = segments.Segment(f"{round_:09}", (head - count) % capacity, count)
         pieces = segments.cut(new, ring)
-        leaves = _flatten(state)
+        leaves = states.flatten(state)
         manifest = Manifest(
             round=round_,
             queries=queries,
             head=head,
             progress=json.loads(json.dumps(progress, allow_nan=False)),  # a copy, too
-            leaves={path: _describe(leaf) for path, leaf in leaves.items()},
+            leaves={path: states.describe(leaf) for path, leaf in leaves.items()},
             key_impls={
                 path: str(jax.random.key_impl(leaf))
                 for path, leaf in leaves.items()
-                if isinstance(leaf, Array) and _is_key(leaf)
+                if isinstance(leaf, Array) and states.is_key(leaf)
             },
             segments=segments.live((*(last.segments if last else ()), *pieces), capacity),
             files={},
         )
         if self._device_room is None:  # before any block lies there
             self._device_room = segments.spare_device_bytes(ring.images)
-        taken = {piece: segments.take(ring, piece, self._device_room) for piece in pieces}
+        ours = [piece for piece in pieces if segments.is_ours(piece, ring)]
+        taken = {piece: segments.take(ring, piece, self._device_room) for piece in ours}
         small = _copy({path: leaf for path, leaf in leaves.items() if path not in RING})
         self._writing = self._thread.submit(self._write, manifest, taken, small)
 
@@ -198,14 +205,21 @@ class Checkpoints:
         Raises:
           UserError: it could not be written; the checkpoint before is whole.
         """
+        if self._finish():
+            machines.meet()
+
+    def _finish(self) -> bool:
+        """Waits for what this process writes; returns whether it was anything."""
         writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        if writing is None:
+            return False
+        writing.result()
+        return True
 
     def close(self) -> None:
         """Waits, and lets go of the threads. Raises as `wait` does."""
         try:
-            self.wait()
+            self._finish()
         finally:
             self._thread.shutdown()
             self._orbax.close()
@@ -214,6 +228,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._given_up.set()
         try:
             self.close()
         except UserError as error:
@@ -234,19 +250,23 @@ class Checkpoints:
         num_bytes += sum(x.nbytes for x in small.values())
         inherited = self._kept[-1].files if self._kept else {}
         try:
-            part.mkdir()
-            files: dict[str, tuple[int, int]] = {}
+            files: announced.Sealed = {}
             for piece, blocks in taken.items():
                 files |= segments.write_segment(self._directory, piece, blocks)
-            files |= {
-                path: inherited[path] for path in segments.paths(manifest.segments) - files.keys()
-            }
+            if not machines.is_first():
+                announced.announce(self._directory, manifest.name, files)
+                self._kept = [*self._kept, manifest][-NUM_KEPT:]
+                return
+            part.mkdir()
             _check_room(part, small)
             self._orbax.save(part / "state", {p: np.asarray(x) for p, x in small.items()})
+            files |= announced.by_others(self._directory, manifest.name, self._given_up)
             for path in part.rglob("*"):
                 atomic.sync(path)
                 if path.is_file():
                     files[f"{manifest.name}/{path.relative_to(part)}"] = measure(path)
+            older = segments.paths(manifest.segments) - files.keys()
+            files |= {path: inherited[path] for path in older}
             manifest = dataclasses.replace(manifest, files=files)
             write_manifest(part / "manifest.json", manifest)
             for path in (part, self._directory / "replay"):
@@ -258,7 +278,7 @@ class Checkpoints:
             self._kept = [*self._kept, manifest][-NUM_KEPT:]
             self._delete_all_but_kept()
         except (OSError, ValueError) as error:  # the latter is tensorstore's
-            _clean(self._directory, self._kept)
+            self._clean(self._kept)
             reason = getattr(error, "strerror", None) or error
             before = f"The one before, {self._kept[-1].name}, stays usable. " if self._kept else ""
             raise UserError(
@@ -273,7 +293,19 @@ class Checkpoints:
             if path.name.isdigit() and path.name not in names:
                 # In one step, so that half of one is never found; `_clean` does the rest.
                 path.rename(path.with_suffix(".part"))
-        _clean(self._directory, self._kept)
+        self._clean(self._kept)
+
+    def _clean(self, manifests: Iterable[Manifest]) -> None:
+        """Deletes unfinished checkpoints, and segments that none of the manifests needs."""
+        if not machines.is_first():
+            return
+        needed = {path for manifest in manifests for path in segments.paths(manifest.segments)}
+        for path in self._directory.glob("*.part"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self._directory / "replay").iterdir():
+            if f"replay/{path.name}" not in needed:
+                with contextlib.suppress(OSError):  # tried again next time
+                    path.unlink()
 
     def _load[State: Saved](self, manifest: Manifest, template: State) -> State:
         try:
@@ -286,9 +318,9 @@ class Checkpoints:
             leaves[path] = jax.random.wrap_key_data(leaves[path], impl=impl)
         ring = segments.load_ring(self._directory, manifest.segments, template.replay)
         leaves |= zip(RING, ring, strict=True)
-        flat = _flatten(template)
-        placed = [jax.device_put(leaves[path], like.sharding) for path, like in flat.items()]
-        return jax.tree.unflatten(jax.tree.structure(template), placed)
+        flat = states.flatten(template)
+        placed = [machines.place(leaves[path], like.sharding) for path, like in flat.items()]
+        return machines.done(jax.tree.unflatten(jax.tree.structure(template), placed))
 
 
 def bytes_on_disk(template: Saved, *, interval: int, budget: int, replay_too: bool = True) -> int:
@@ -300,7 +332,7 @@ def bytes_on_disk(template: Saved, *, interval: int, budget: int, replay_too: bo
       budget: queries of the whole run.
       replay_too: see `Checkpoints`.
     """
-    sizes = {path: _num_bytes(leaf) for path, leaf in _flatten(template).items()}
+    sizes = {path: states.num_bytes(leaf) for path, leaf in states.flatten(template).items()}
     capacity = len(template.replay.images)
     per_entry = sum(sizes[path] for path in RING) // capacity
     # Two newer increments, and of the oldest one that is not all overwritten perhaps a whole.
@@ -335,58 +367,24 @@ def _check_room(folder: pathlib.Path, small: dict[str, Array]) -> None:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
-def _clean(directory: pathlib.Path, manifests: Iterable[Manifest]) -> None:
-    """Deletes unfinished checkpoints, and segments that none of the manifests needs."""
-    needed = {path for manifest in manifests for path in segments.paths(manifest.segments)}
-    for path in directory.glob("*.part"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (directory / "replay").iterdir():
-        if f"replay/{path.name}" not in needed:
-            with contextlib.suppress(OSError):  # tried again next time
-                path.unlink()
-
-
-def _flatten(state: Saved) -> dict[str, Like]:
-    """Leaves by path, such as clones.params.fc.kernel, in the order of jax.tree.leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
-
-
-def _is_key(leaf: Like) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _num_bytes(leaf: Like) -> int:
-    if _is_key(leaf):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-    return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-
-def _describe(leaf: Like) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+def _make_orbax() -> ocp.Checkpointer:
+    """What writes and reads trees, in this process and without asking others."""
+    if machines.count() == 1:
+        return ocp.PyTreeCheckpointer()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=machines.index(),
+        active_processes={machines.index()},
+        barrier_sync_key_prefix=f"process-{machines.index()}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 @jax.jit
 def _copy(leaves: dict[str, Array]) -> dict[str, Array]:
     """Copies that outlive a donation of the originals; of keys, their numbers."""
-    return {
-        path: jnp.copy(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    copies = {
+        path: jnp.copy(jax.random.key_data(leaf) if states.is_key(leaf) else leaf)
         for path, leaf in leaves.items()
     }
-
-
-def _check_fits(directory: pathlib.Path, manifest: Manifest, template: Saved) -> None:
-    """Raises UserError where the state differs: no other checkpoint would fit either."""
-    here = {path: _describe(leaf) for path, leaf in _flatten(template).items()}
-    there = manifest.leaves
-    differing = [path for path in here | there if here.get(path) != there.get(path)]
-    if differing:
-        lines = "".join(
-            f"\n  {path}: {there.get(path, 'absent')} there, {here.get(path, 'absent')} here"
-            for path in differing[:3]
-        )
-        more = f"\n  and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise UserError(
-            f"{directory / manifest.name} is the checkpoint of another configuration:{lines}"
-            f"{more}\nUse the configuration that it was made with, or another --workdir."
-        )
+    return mesh.whole(copies)

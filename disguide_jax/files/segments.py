@@ -60,6 +60,12 @@ def cut(segment: Segment, ring: Replay) -> tuple[Segment, ...]:
     return tuple(pieces)
 
 
+def is_ours(segment: Segment, ring: Replay) -> bool:
+    """Whether this process writes a piece: of what lies on several devices it is the first's."""
+    shards, start = ring.images.addressable_shards, _start(ring.images, segment)
+    return any(s.replica_id == 0 and (s.index[0].start or 0) == start for s in shards)
+
+
 def paths(segments: Iterable[Segment]) -> set[str]:
     """Their files, as seen from the directory of the checkpoints."""
     return {path for segment in segments for path in _paths(segment)}
@@ -83,8 +89,7 @@ def take(ring: Replay, segment: Segment, room: float) -> Blocks:
     Slots are those of the whole ring, and wrap around its part. Blocks stay on their device until
     they are written, as far as `room`, in bytes, goes.
     """
-    part = _part(ring.images)
-    images, answers = (_shard(x, segment.first // part) for x in (ring.images, ring.answers))
+    images, answers = (_shard(x, segment) for x in (ring.images, ring.answers))
     rows = _block_rows(images)
     blocks: Blocks = collections.deque()
     for start in range(0, segment.num, rows):
@@ -172,9 +177,14 @@ def _part(images: Array) -> int:
     return images.sharding.shard_shape(images.shape)[0]
 
 
-def _shard(ring: Array, number: int) -> Array:
-    """A part of the ring, as an array on the one device that is asked for it."""
-    start = number * _part(ring)
+def _start(ring: Array, segment: Segment) -> int:
+    """The first slot of the part of a ring that a piece lies in."""
+    return segment.first // _part(ring) * _part(ring)
+
+
+def _shard(ring: Array, segment: Segment) -> Array:
+    """The part of the ring that a piece lies in, as an array on the one device that is asked."""
+    start = _start(ring, segment)
     return next(s.data for s in ring.addressable_shards if (s.index[0].start or 0) == start)
 
 

@@ -54,6 +54,14 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def holder(workdir: pathlib.Path) -> str:
+    """The pid of the process that holds a workdir, or held it last; empty if none ever did."""
+    try:
+        return (workdir / ".lock").read_text().strip()
+    except OSError:
+        return ""
+
+
 def read_started(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The content of config.json; None if there is no run yet.
 

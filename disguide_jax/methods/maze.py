@@ -110,4 +110,5 @@ METHOD = Method(
         "as_in_text",
     ),
     keeps_replay=True,
+    devices_meet_in_loops=True,
 )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax.core import losses, pixels
+from disguide_jax.core import losses, machines, mesh, pixels
 from disguide_jax.core.exchange import make_call
 from disguide_jax.core.types import Array, Key, Metrics, Net, TrainState, Variables
 from disguide_jax.run import evaluate, guard, pictures
@@ -67,10 +67,10 @@ def make_sample(program: Program) -> Sample:
         if several:
             clones, net = program.method.result(state), program.networks.exact_clones
             seen["gen/disagreement"] = mean_disagreement(net, clones, images)
-        return pixels.encode(images, jnp.dtype(jnp.uint8)), seen
+        return mesh.whole((pixels.encode(images, jnp.dtype(jnp.uint8)), seen))
 
     def on_host(state: TrainState) -> tuple[np.ndarray, dict[str, float]]:
-        images, seen = jax.device_get(sample(state))
+        images, seen = jax.device_get(machines.done(sample(state)))
         return images, {name: float(value) for name, value in seen.items()}
 
     return on_host

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disguide_jax.core import backend, mesh, pixels
+from disguide_jax.core import backend, machines, mesh, pixels
 from disguide_jax.core.answers import hard_vote, soft_vote, to_labels
 from disguide_jax.core.types import Array, Net, Variables
 from disguide_jax.errors import UserError
@@ -85,12 +85,12 @@ def labels_of(victim: Traced, images: np.ndarray) -> np.ndarray:
     batch_size = min(backend.tested_at_once(images.shape[1]), len(images))
     padded = np.pad(images, [(0, -len(images) % batch_size)] + [(0, 0)] * 3)
     batches = padded.reshape(-1, batch_size, *images.shape[1:])
-    return np.concatenate([_ask(victim, batch) for batch in batches])[: len(images)]
+    return np.concatenate([machines.done(_ask(victim, batch)) for batch in batches])[: len(images)]
 
 
 @jax.jit
 def _ask(victim: Traced, images: Array) -> Array:
-    return to_labels(victim(victim.to_input_space(pixels.decode(images))))
+    return mesh.whole(to_labels(victim(victim.to_input_space(pixels.decode(images)))))
 
 
 def victim_accuracy(test_set: TestSet) -> float | None:
@@ -106,6 +106,7 @@ def defended_accuracy(test_set: TestSet) -> float | None:
 
 
 def _accuracy(named: Array, labels: Array) -> float | None:
+    named, labels = jax.device_get((named, labels))
     known = labels != PADDING
     if not known.any():
         return None
@@ -114,7 +115,7 @@ def _accuracy(named: Array, labels: Array) -> float | None:
 
 def num_images(test_set: TestSet) -> int:
     """How many test images there are, without padding."""
-    return int((test_set.victim_labels != PADDING).sum())
+    return int((jax.device_get(test_set.victim_labels) != PADDING).sum())
 
 
 def make_evaluate(
@@ -137,7 +138,7 @@ def make_evaluate(
             return ((answers == truth) & (truth != PADDING)).sum()
 
         soft = soft_vote(logits)
-        return {
+        counts = {
             "clones": jnp.stack([agreeing(one.argmax(-1), batch.labels) for one in logits]),
             "soft_vote": agreeing(soft, batch.labels),
             "hard_vote": agreeing(hard_vote(logits), batch.labels),
@@ -145,10 +146,11 @@ def make_evaluate(
             "labelled": (batch.labels != PADDING).sum(),
             "images": (batch.victim_labels != PADDING).sum(),
         }
+        return mesh.whole(counts)
 
     def evaluate(variables: Variables, test_set: TestSet) -> Scores:
         batches = (jax.tree.map(lambda x, i=i: x[i], test_set) for i in range(len(test_set[0])))
-        counts = [count(variables, victim, batch) for batch in batches]
+        counts = [machines.done(count(variables, victim, batch)) for batch in batches]
         total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *jax.device_get(counts))
         labelled = total["labelled"] or math.nan
         return Scores(

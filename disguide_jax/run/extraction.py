@@ -12,7 +12,7 @@ import jax
 
 from disguide_jax import paths
 from disguide_jax.config import Config, to_dict
-from disguide_jax.core import mesh
+from disguide_jax.core import machines, mesh
 from disguide_jax.core.types import Stage, TrainState
 from disguide_jax.errors import UserError
 from disguide_jax.files import atomic
@@ -24,6 +24,7 @@ from disguide_jax.run import (
     evaluate,
     needs,
     paying,
+    processes,
     refill,
     session,
     signals,
@@ -112,6 +113,7 @@ def look_up(
     contents, places = asked.contents_of(config), asked.places_of(config)
     config, started = session.take_up(workdir, config, contents, places, extend=extend)
     config = dataclasses.replace(config, devices=num_devices)
+    processes.check(programs.resolve(config), workdir, contents, started)
     return Order(config, workdir, contents, places, started, label)
 
 
@@ -154,7 +156,7 @@ def begun(
     with session.opened(workdir, replay_too=not refill.is_needed(config)) as saved:
         restored = saved.restore(program.template)
         if restored is None:
-            state = functions.start(jax.random.key(config.seed))
+            state = machines.done(functions.start(jax.random.key(config.seed)))
             progress = Progress(contents=order.contents)
         else:
             state, progress = restored[0], Progress.from_dict(restored[1])
@@ -163,14 +165,16 @@ def begun(
             )
         with paying.opened(program, workdir, progress.received, stop) as paid:
             state = refill.refill(program, state, paid)
-            workdir_files.write_started(workdir, config, order.contents, order.started)
+            if machines.is_first():
+                workdir_files.write_started(workdir, config, order.contents, order.started)
             try:
                 test_set = paying.make_test_set(program, paid)
             except UserError:
                 if order.started is None and paid and not paid.has_answered:
                     (workdir / "config.json").unlink()  # it may have been the wrong endpoint
                 raise
-            order.summary_path.unlink(missing_ok=True)  # of the smaller budget, when extending
+            if machines.is_first():  # of the smaller budget, when extending
+                order.summary_path.unlink(missing_ok=True)
             place = Place(workdir, functions, saved, test_set, paid, stop, order.label)
             yield place, state, progress
 
@@ -185,8 +189,10 @@ def conclude(
 ) -> dict[str, Any]:
     """Writes the networks and the summary of a run that has ended, and says what it holds."""
     summary = summaries.summarise(program, state, progress, scores, place.test_set, place.paid)
-    summaries.save_networks(program, state, order.workdir)
-    atomic.write_json(order.summary_path, summary)
+    if machines.is_first():
+        summaries.save_networks(program, state, order.workdir)
+        atomic.write_json(order.summary_path, summary)
+    machines.meet()
     if order.label:
         print(f"{order.label} has ended", flush=True)
     print(summaries.report(summary), flush=True)
@@ -216,7 +222,7 @@ def play(
             rounds_per_call=program.config.rounds_per_call,
             state=state,
             sums=progress.sums,
-            stop=place.stop,
+            stop=place.stop if machines.count() == 1 else (),  # others: see machines.agreed
         )
         for happened in loop:
             loop.state = observer.attend(happened, loop.state)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from disguide_jax.core import stages
+from disguide_jax.core import machines, stages
 from disguide_jax.core.types import Array, Metrics, Stage
 from disguide_jax.errors import UserError
 
@@ -111,7 +111,8 @@ class Loop[State: HasRound]:
             if self._rounds_per_call > 1:
                 intervals = (*every.values(), self._rounds_per_call)
                 until = min(last, *(first + ((round_ - first) // n + 1) * n for n in intervals))
-            self.state, sums, played = self._calls[stage.name](self.state, until - round_)
+            called = self._calls[stage.name](self.state, until - round_)
+            self.state, sums, played = machines.done(called)
             under_way.append((round_, sums, played))
             if len(under_way) > 1:
                 self._sums.add(*under_way.pop(0))

@@ -159,7 +159,7 @@ def _size(num_bytes: float) -> str:
 
 def _device_memory() -> int | None:
     """Bytes that the device, or on the CPU the machine, can hold; None where nobody says."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     if backend.memory_is_shared() and hasattr(os, "sysconf"):

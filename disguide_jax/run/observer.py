@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from disguide_jax.core import stages
+from disguide_jax.core import machines, stages
 from disguide_jax.core.types import Optimizers, TrainState
 from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files.checkpoint import Checkpoints
@@ -50,7 +50,11 @@ class Observer:
         self._program, self._place, self._progress = program, place, progress
         spent = stages.queries_after(program.stages, num_rounds)
         self._clock = Clock(progress.wall_seconds, spent)
-        self._log = recorder.MetricsLog(place.workdir, num_bytes=progress.log_bytes, step=spent)
+        self._log = (
+            recorder.MetricsLog(place.workdir, num_bytes=progress.log_bytes, step=spent)
+            if machines.is_first()
+            else recorder.NoLog()
+        )
         self._shown = recorder.Bar(total=program.queries, done=spent, label=place.label)
         self.scores: evaluate.Scores | None = None
         self._drawn = time.perf_counter()
@@ -74,11 +78,12 @@ class Observer:
             return state
         _check_count(self._program, state, happened.round, spent)
         stuck, does = self._look(happened, state, spent), self._program.config.guard
+        stop = machines.agreed(self._place.stop)
         if stuck and does == "restart":
-            state = self._place.compiled.restart(state, clones_too="agreement" in stuck)
+            restart = self._place.compiled.restart
+            state = machines.done(restart(state, clones_too="agreement" in stuck))
             self._progress.symptoms = {}
         give_up = bool(stuck) and does == "stop" and not happened.finished
-        stop = self._place.stop
         if CHECKPOINT in happened.due or give_up or stop:
             self._save(state)
             self._draw(at_once=happened.finished)
@@ -126,8 +131,10 @@ class Observer:
             self.scores = self.score(state)
             line |= evaluate.scores_line(self.scores)
             self._progress.note(self.scores, spent)
-            (self._place.workdir / "samples").mkdir(exist_ok=True)
-            pictures.save_image_grid(self._place.workdir / "samples" / f"{spent:09}.png", images)
+            if machines.is_first():
+                folder = self._place.workdir / "samples"
+                folder.mkdir(exist_ok=True)
+                pictures.save_image_grid(folder / f"{spent:09}.png", images)
         self._log.write(spent, line)
         self._shown.report(spent, line)
         if stuck:
@@ -142,7 +149,8 @@ class Observer:
 
     def _draw(self, *, at_once: bool) -> None:
         """Draws overview.png, which takes half a second: at once, or not sooner than is due."""
-        if at_once or time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
+        since = time.perf_counter() - self._drawn
+        if machines.is_first() and (at_once or since > SECONDS_BETWEEN_PICTURES):
             accuracy = evaluate.victim_accuracy(self._place.test_set)
             size = self._program.kit.task.size
             pictures.save_overview(self._place.workdir, victim_accuracy=accuracy, size=size)

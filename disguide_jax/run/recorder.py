@@ -11,6 +11,7 @@ import tqdm
 from tensorboardX import record_writer, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from disguide_jax.core import machines
 from disguide_jax.errors import UserError
 from disguide_jax.files import atomic
 
@@ -80,6 +81,20 @@ class MetricsLog:
             atomic.flush(self._file)
 
 
+class NoLog:
+    """What stands for the log in all processes of a run but the first."""
+
+    def sync(self) -> int:
+        """The length of nothing."""
+        return 0
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Leaves the line to the first process."""
+
+    def close(self) -> None:
+        """There is nothing to bring to the disk."""
+
+
 class Bar:
     """A bar on a terminal, plain lines elsewhere: how far a run is, its speed, how well it goes.
 
@@ -100,7 +115,7 @@ class Bar:
             unit_scale=True,
             smoothing=0.1,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() and machines.is_first()),
         )
         self._accuracy = ""
 

@@ -17,7 +17,7 @@ import numpy as np
 from disguide_jax.config import Config, validate
 from disguide_jax.core import backend, mesh
 from disguide_jax.errors import UserError
-from disguide_jax.run import devices, extraction, signals, together
+from disguide_jax.run import devices, extraction, processes, signals, together
 from disguide_jax.run import program as programs
 from disguide_jax.run.compiled import Compiled, compiled
 from disguide_jax.run.extraction import Order
@@ -43,6 +43,7 @@ def train_and_evaluate(
       Stopped: a signal asked for it; what has begun is saved.
     """
     validate(config)
+    processes.refuse_seeds(config)
     shares = _share_out(config)
     orders = [
         [_look_up(config, seed, len(share), workdir, extend=extend) for seed in members]

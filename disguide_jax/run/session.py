@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from disguide_jax.config import Config, VictimTrainingConfig
+from disguide_jax.core import machines
 from disguide_jax.errors import UserError, disk_errors
 from disguide_jax.files import workdir as files
 from disguide_jax.files.checkpoint import Checkpoints
@@ -64,10 +65,24 @@ def opened(workdir: pathlib.Path, *, replay_too: bool = True) -> Iterator[Checkp
     folder = workdir / "checkpoints"
     with (
         disk_errors(workdir),
-        files.lock(workdir),
+        _locked(workdir),
         Checkpoints(folder, replay_too=replay_too) as saved,
     ):
         yield saved
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Locks a workdir, for all processes of a run, of which the first holds it."""
+    with files.lock(workdir) if machines.is_first() else contextlib.nullcontext():
+        machines.meet()
+        elsewhere = machines.differing(files.holder(workdir))
+        if elsewhere:
+            raise UserError(
+                f"process {elsewhere} does not find in {workdir} what process 0 "
+                "wrote there; --workdir must be on a file system that all processes share"
+            )
+        yield
 
 
 def make_folder(folder: pathlib.Path, key: str) -> None:

@@ -386,4 +386,5 @@ METHOD = Method(
     init=init,
     result=lambda state: state.extra.best,
     report=report,
+    devices_meet_in_loops=True,
 )

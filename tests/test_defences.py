@@ -320,7 +320,7 @@ def test_help_names_every_defence():
     assert keys <= set(settings(VictimConfig))
 
 
-@pytest.mark.parametrize("labels", ["soft", "hard"])
+@pytest.mark.parametrize("labels", ["soft", pytest.param("hard", marks=pytest.mark.slow)])
 def test_a_new_defence_is_a_file_and_a_line(labels, tmp_path, monkeypatch):
     class Backwards(Defence):
         def __call__(self, images, probs):
@@ -335,6 +335,7 @@ def test_a_new_defence_is_a_file_and_a_line(labels, tmp_path, monkeypatch):
     assert summary["defended_victim_accuracy"] < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_says_which_victim_it_means_and_is_no_other_run(tmp_path, capsys):
     weights = "embedded:digits-lenet5.safetensors"
     config = config_of(defence="noise", noise_scale=0.4, weights=weights)
@@ -402,7 +403,7 @@ def _here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("labels", "changes"),
     [
-        ("soft", {"defence": "round", "decimals": 1}),
+        pytest.param("soft", {"defence": "round", "decimals": 1}, marks=pytest.mark.slow),
         ("hard", {"defence": "noise", "noise_scale": 0.5}),
     ],
 )

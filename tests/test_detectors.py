@@ -182,7 +182,7 @@ def smoke(name="digits_soft", **victim):
     return config
 
 
-@pytest.mark.parametrize("defence", ["", "label_only"])
+@pytest.mark.parametrize("defence", ["", pytest.param("label_only", marks=pytest.mark.slow)])
 def test_the_stream_is_what_the_run_sends(defence):
     """Three rounds against those of the fused program, whose replay holds their images."""
     program = programs.build(smoke("digits_hard", defence=defence))
@@ -203,6 +203,7 @@ def test_every_query_of_every_method_passes_by():
         assert sum(len(labels) for _, labels in watching.queries(program)) == program.queries
 
 
+@pytest.mark.slow
 def test_a_workdir_is_judged_by_playing_its_run_again(tmp_path, capsys, monkeypatch):
     extraction.train_and_evaluate(smoke(), tmp_path / "w")
     before = sorted(p.name for p in (tmp_path / "w").iterdir())
@@ -229,7 +230,10 @@ def probs(images):
 """
 
 
-@pytest.mark.parametrize(("defence", "data"), [("", True), ("noise", True), ("noise", False)])
+@pytest.mark.parametrize(
+    ("defence", "data"),
+    [("", True), ("noise", True), pytest.param("noise", False, marks=pytest.mark.slow)],
+)
 def test_of_an_endpoint_the_ledger_tells_and_nothing_is_sent(defence, data, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(prada, "ORDERS", 1)

@@ -12,12 +12,12 @@ from disguide_jax.run import program as parts
 
 LOOPS = r" (?:while|conditional)\("
 MEETING = r" (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-CALLED = r"(?:body|condition|calls|to_apply|\w+_computations?)=\{?((?:%?[\w.-]+(?:, )?)+)\}?"
+CALLED = r"(?:body|condition|calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.-]+)"
 
 
 def called(line):
     """The computations that an instruction calls."""
-    return {n.strip(" %") for names in re.findall(CALLED, line) for n in names.split(",")}
+    return {n.strip(" %{}") for names in re.findall(CALLED, line) for n in names.split(",")}
 
 
 def meet_in_loops(text):

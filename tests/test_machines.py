@@ -6,10 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from conftest import ROOT
+
+from disguide_jax.methods import METHODS
 
 SECONDS = 150  # at most, for what takes a few where nothing else runs
 TO_ROUNDING = 1e-9  # in float64, over 20 rounds
@@ -108,13 +111,25 @@ def test_two_processes_do_what_one_does_and_take_over_what_it_has_saved(tmp_path
     assert second[1:] == ("", "")
 
 
+@pytest.mark.slow
+def test_methods_of_which_devices_meet_in_loops_say_so():
+    ((status, said, errors),) = ends([start("tests/on_loops.py", devices=4)])
+    assert status == 0, errors
+    assert said.split() == [name for name, m in METHODS.items() if m.devices_meet_in_loops]
+
+
 def wait_for(process, text):
     """Reads what a process says up to a line with some text."""
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return
+    limit = threading.Timer(SECONDS, process.kill)
+    limit.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if text in line:
+                return
+    finally:
+        limit.cancel()
     raise AssertionError(f"{text!r} is not in {lines}: {process.stderr.read()}")
 
 
@@ -137,14 +152,6 @@ def test_a_run_that_lost_a_process_goes_on_and_stops_and_goes_on(tmp_path):
 
     first, second = mains(tmp_path, *arguments)
     wait_for(first, "continues after")
-    first.kill()
-    _, (status, output, said) = ends([first, second])
-    assert (status, output) == (2, ""), said
-    assert said.startswith(LOST)
-    assert said.count("\n") == 1
-
-    first, second = mains(tmp_path, *arguments)
-    wait_for(first, "continues after")
     wait_for(first, "queries/s")
     second.send_signal(signal.SIGTERM)  # only one of them is asked
     for status, _, said in (stopped := ends([first, second])):
@@ -162,11 +169,32 @@ def test_a_run_that_lost_a_process_goes_on_and_stops_and_goes_on(tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_end_with_one_message_when_the_first_of_them_is_lost():
+    code = (
+        "from disguide_jax.core import machines; from disguide_jax.run import processes as p\n"
+        f"with p.joined(p.Told('localhost:{free_port()}', 2, %d)):\n"
+        "    while True: machines.meet(); print('met', flush=True)"
+    )
+    first, second = (start("-c", code % i) for i in range(2))
+    wait_for(first, "met")
+    first.kill()
+    _, (status, output, errors) = ends([first, second])
+    assert (status, output) == (2, "")
+    assert errors.startswith(LOST)
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("each", "said"),
     [
         ((("--config.seed=0",), ("--config.seed=1",)), "process 1 of 2 has another configuration"),
         (2 * (("--config.devices=2",),), "config.devices is 2; one run in 2 processes takes all 4"),
+        (
+            2 * (("--config.seeds=0,1",),),
+            "config.seeds is 0,1; one run in several processes has one",
+        ),
+        (2 * (("--config.method=maze", "--config.labels=soft"),), "config.method is 'maze', whose"),
     ],
 )
 def test_processes_that_cannot_play_one_run_are_told_so(tmp_path, each, said):

@@ -14,7 +14,7 @@ from disguide_jax.core import losses, pixels
 from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files import datasets
 from disguide_jax.options import VictimConfig
-from disguide_jax.run import answering, asked, extraction, price
+from disguide_jax.run import answering, asked, extraction, observer, price
 from disguide_jax.run import program as programs
 from disguide_jax.settings import set_value, settings
 from disguide_jax.victims import defences, network
@@ -361,13 +361,13 @@ def test_a_run_says_which_victim_it_means_and_is_no_other_run(tmp_path, capsys):
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(defence, tmp_path, monkeypatch):
     config = config_of(defence=defence, weights="embedded:digits-lenet5.safetensors")
     whole = extraction.train_and_evaluate(config, tmp_path / "whole")
-    check_count = extraction.check_count
+    look = observer.Observer._look
 
-    def check_and_stop(program, state, round_, spent):
-        check_count(program, state, round_, spent)
+    def look_and_stop(self, happened, state, spent):
         signal.raise_signal(signal.SIGTERM)
+        return look(self, happened, state, spent)
 
-    monkeypatch.setattr(extraction, "check_count", check_and_stop)
+    monkeypatch.setattr(observer.Observer, "_look", look_and_stop)
     with pytest.raises(Stopped):
         extraction.train_and_evaluate(config, tmp_path / "parted")
     monkeypatch.undo()

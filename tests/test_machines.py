@@ -171,9 +171,10 @@ def test_a_run_that_lost_a_process_goes_on_and_stops_and_goes_on(tmp_path):
 @pytest.mark.slow
 def test_processes_end_with_one_message_when_the_first_of_them_is_lost():
     code = (
-        "from disguide_jax.core import machines; from disguide_jax.run import processes as p\n"
+        "import time; from disguide_jax.core import machines\n"
+        "from disguide_jax.run import processes as p\n"
         f"with p.joined(p.Told('localhost:{free_port()}', 2, %d)):\n"
-        "    while True: machines.meet(); print('met', flush=True)"
+        "    machines.meet(); print('met', flush=True); time.sleep(100)  # computing alone"
     )
     first, second = (start("-c", code % i) for i in range(2))
     wait_for(first, "met")

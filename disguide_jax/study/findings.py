@@ -12,8 +12,8 @@ Cell = dict[str, Any]  # one of report["cells"]
 FEWEST_SEEDS = 3  # of which an interval is given
 ROLES = {"baseline": "random images", "upper_bound": "real images"}
 ANSWERS = {
-    "soft": "the probabilities of all classes",
-    "hard": "the likeliest class alone",
+    "soft": "shown the probabilities of all classes",
+    "hard": "shown the likeliest class alone",
 }
 
 
@@ -115,14 +115,21 @@ def in_money(amount: float) -> str:
 
 
 def in_days(amount: float) -> str:
-    """Days, and below one of them hours, minutes or seconds beside."""
+    """Days, with two digits at least."""
     if amount >= 1:
         return f"{amount:,.1f} days" if amount < 100 else f"{amount:,.0f} days"
+    return f"{amount:.2g} days"
+
+
+def in_time(amount: float) -> str:
+    """Days, and below one of them hours, minutes or seconds beside."""
+    if amount >= 1:
+        return in_days(amount)
     seconds = amount * 86400
     size, unit = next(
         ((s, u) for s, u in ((3600, "hours"), (60, "minutes")) if seconds >= s), (1, "seconds")
     )
-    return f"{amount:.2g} days ({seconds / size:.3g} {unit})"
+    return f"{in_days(amount)} ({seconds / size:.2g} {unit})"
 
 
 def first_alarm(cell: Cell) -> tuple[int, str] | None:
@@ -142,27 +149,31 @@ def verdict(report: Report) -> str:
         )
     queries = queries_of(best)
     spent = [f"With {queries:,.0f} queries", _spent(report, queries)]
-    others = [_compared(report, best, role) for role in ROLES]
     copied = (
-        f"the attack {best['attack']}, which was told {ANSWERS[best['answers']]}, made a copy that "
+        f"the attack {best['attack']}, {ANSWERS[best['answers']]}, made a copy that "
         f"answers like the victim on {100 * fidelity(best):.1f} % of the test images"
     )
-    return f"{', '.join(filter(None, [*spent, copied]))}; {' and '.join(others)}."
+    return f"{', '.join(filter(None, [*spent, copied]))}; {_compared(report, best)}."
 
 
 def _spent(report: Report, queries: float) -> str:
     """The price and the time of queries in words, as far as they are known."""
     cost, time = money(report, queries), days(report, queries)
     words = [] if cost is None else [f"at a price of {in_money(cost)}"]
-    words += [] if time is None else [f"within {in_days(time)}"]
+    words += [] if time is None else [f"within {in_time(time)}"]
     return " and ".join(words)
 
 
-def _compared(report: Report, best: Cell, role: str) -> str:
-    other = beside(report, best, role)
-    if other is None:
-        return f"a copy from {ROLES[role]} was not measured"
-    return f"a copy from {ROLES[role]} does on {100 * fidelity(other):.1f} %"
+def _compared(report: Report, best: Cell) -> str:
+    found = {images: beside(report, best, role) for role, images in ROLES.items()}
+    if not any(found.values()):
+        return f"copies trained on {' or on '.join(found)} were not measured"
+    return ", and ".join(
+        f"a copy trained on {images} does so on {100 * fidelity(cell):.1f} %"
+        if cell
+        else f"a copy trained on {images} was not measured"
+        for images, cell in found.items()
+    )
 
 
 def facts(report: Report) -> Iterator[tuple[str, str]]:
@@ -179,7 +190,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
             f"The copy is right on {100 * mean:.1f} % of the test images and the victim on "
             f"{100 * own:.1f} %{part}.",
         )
-        yield "Nine tenths of the victim", _nine_tenths(report, best)
+        yield "How soon", _how_soon(report, best)
     baseline = beside(report, best, "baseline")
     if baseline is not None:
         yield "What the method adds", _added(best, baseline)
@@ -195,7 +206,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "Would it be noticed?", _noticed(best)
 
 
-def _nine_tenths(report: Report, cell: Cell) -> str:
+def _how_soon(report: Report, cell: Cell) -> str:
     found = reached(cell, "0.9")
     if not found.queries:
         return "No seed reached 90 % of the victim's accuracy."
@@ -294,10 +305,10 @@ def advice(report: Report) -> list[str]:
     said = []
     useful = [item for item in judged if item.counts]
     if useful:
-        said.append(_praise(report, best, useful[0]))
+        said.append("Most for what it costs: " + _praise(report, best, useful[0]))
         most = max(useful, key=lambda item: item.lowering)
         if most is not useful[0]:
-            said.append("What lowers fidelity most at any price: " + _praise(report, best, most))
+            said.append("Most at any price: " + _praise(report, best, most))
     elif judged:
         said.append(
             "No defence that was measured lowers the fidelity of the strongest attack by more "
@@ -322,13 +333,15 @@ def _praise(report: Report, best: Cell, item: Help) -> str:
         cost = f"What honest users lose is not known: {why}."
     else:
         own, kept = (report["defences"][item.defence][k] for k in ("accuracy", "defended_accuracy"))
+        lost = f"{points(item.loss, None)} of" if item.loss > 0 else "no"
         cost = (
-            f"Honest users lose {points(item.loss, None)} of accuracy, "
-            f"from {100 * own:.1f} % to {100 * kept:.1f} %."
+            f"Honest users lose {lost} accuracy ({100 * own:.1f} % without it, "
+            f"{100 * kept:.1f} % with it)."
         )
+    before, after = (f"{100 * fidelity(cell):.1f} %" for cell in (best, item.attack))
     return (
-        f"{item.defence} leaves {attack} a fidelity of {100 * fidelity(item.attack):.1f} % in "
-        f"place of {100 * fidelity(best):.1f} %, {points(item.lowering, item.half)} less. {cost}"
+        f"the defence {item.defence} leaves {attack} a fidelity of {after} in place of {before}, "
+        f"{points(item.lowering, item.half)} less. {cost}"
     )
 
 

@@ -12,6 +12,7 @@ from disguide_jax.study.markup import Html, tag
 TOP, BOTTOM, LEFT = 34, 44, 40  # around the plot
 LINE = 16  # from one label to the next
 MOST_POINTS = 150  # of a curve
+MOST_LETTERS = 32  # of a label
 
 
 class Frame(NamedTuple):
@@ -34,11 +35,18 @@ class Frame(NamedTuple):
 class Curve(NamedTuple):
     """What one row of the figure shows."""
 
-    label: str
+    attack: str
+    answers: str
     style: str  # a class of the page's style sheet
     queries: np.ndarray
     mean: np.ndarray
     runs: list[tuple[np.ndarray, np.ndarray]]
+
+    def label(self, most: int) -> str:
+        """The attack and its answers, of which the attack is shortened to `most` letters."""
+        room = most - len(f", {self.answers}")
+        attack = self.attack if len(self.attack) <= room else f"{self.attack[: room - 1]}…"
+        return f"{attack}, {self.answers}"
 
 
 def measure(report: Report) -> str:
@@ -65,12 +73,12 @@ def figure(report: Report, name: str, width: int, height: int) -> Html | None:
     curves = [_curve(c, best=c is strongest(report)) for c in _drawn(report)]
     if not curves:
         return None
-    letters = max(len(c.label) for c in curves)
+    letters = max(len(c.label(MOST_LETTERS)) for c in curves)
     right = width - min(round(7.2 * letters) + 26, round(0.42 * width))
     height = max(height, TOP + BOTTOM + LINE * len(curves))
     frame = Frame(width, height, right, max(c.queries[-1] for c in curves) or 1)
     what = measure(report)
-    ends = "; ".join(f"{c.label}: {100 * c.mean[-1]:.1f} %" for c in curves)
+    ends = "; ".join(f"{c.label(MOST_LETTERS)}: {100 * c.mean[-1]:.1f} %" for c in curves)
     return tag(
         "svg",
         tag("title", f"The copies' {what} against the number of queries", id=f"{name}-title"),
@@ -92,9 +100,8 @@ def _curve(cell: Cell, *, best: bool) -> Curve:
     queries = queries[_some(len(queries))]
     mean = np.mean([np.interp(queries, x, y) for x, y in runs], axis=0)
     style = f"{cell['role'].replace('_', '-')} {cell['answers']}{' best' * best}"
-    label = f"{cell['attack']}, {cell['answers']}"
     fewer = [(x[_some(len(x))], y[_some(len(x))]) for x, y in runs]
-    return Curve(label, style, queries, mean, fewer)
+    return Curve(cell["attack"], cell["answers"], style, queries, mean, fewer)
 
 
 def _some(num: int) -> np.ndarray:
@@ -161,9 +168,8 @@ def _labels(frame: Frame, curves: list[Curve]) -> list[Html]:
         start = frame.x(curve.queries[-1])
         leader = f"M{start:.1f} {end:.1f}L{frame.right + 16} {place:.1f}"
         drawn.append(tag("path", d=leader, class_="leader"))
-        short = curve.label if len(curve.label) <= space else f"{curve.label[: space - 1]}…"
         where = {"x": frame.right + 20, "y": f"{place + 4:.1f}"}
-        drawn.append(tag("text", short, class_=f"name {curve.style}", **where))
+        drawn.append(tag("text", curve.label(space), class_=f"name {curve.style}", **where))
     return drawn
 
 

@@ -123,7 +123,7 @@ def runs(report: Report) -> Html:
             Entry(str(run["seed"]), run["seed"]),
             _count(run["queries"]),
             *(_fraction(run[k]) for k in ("accuracy", "fidelity", "agreement_where_right")),
-            *(_count(run["queries_to"].get(part)) for part in PARTS),
+            *(_seed_reached(run, part) for part in PARTS),
         ]
         for cell in report["cells"]
         for run in cell["runs"]
@@ -298,6 +298,12 @@ def _reached(report: Report, cell: Cell, part: str, *, priced: bool = False) -> 
         cost = _cost(report, mean)
         notes += [cost.text, cost.note]
     return Entry(findings.shown(found.queries, 1, 0), mean, note=", ".join(filter(None, notes)))
+
+
+def _seed_reached(run: dict[str, Any], part: str) -> Entry:
+    queries = run["queries_to"].get(part)
+    missed = queries is None and run["accuracy"] is not None
+    return Entry("not reached") if missed else _count(queries)
 
 
 def _alarm(cell: Cell) -> Entry:

@@ -300,8 +300,10 @@ def loss(report: Report, defence: str) -> float | None:
 def advice(report: Report) -> list[str]:
     """What would help most, in sentences with both numbers, or that nothing does."""
     best, judged = strongest(report), helps(report)
-    if best is None or not defences(report):
-        return ["No defence was measured." if best else "Nothing can be said, as no attack ran."]
+    if best is None:
+        return ["Nothing can be said, as no attack finished."]
+    if not defences(report):
+        return ["No defence was measured."]
     said = []
     useful = [item for item in judged if item.counts]
     if useful:

@@ -1,6 +1,7 @@
 """HTML and SVG as functions, in which everything that is not markup is escaped."""
 
 import html
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ class Html(str):
 
 
 def tag(name: str, /, *children: str, **attributes: object) -> Html:
-    """An element.
+    """An element as markup.
 
     Args:
       name: such as "p".
@@ -34,6 +35,11 @@ def join(*children: str) -> Html:
     return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children))
 
 
+def unbroken(sentence: str) -> str:
+    """The same with numbers kept on one line with what belongs to them."""
+    return re.sub(r" (?=%)| (?=±)|(?<=±) ", "\N{NO-BREAK SPACE}", sentence)
+
+
 class Entry(NamedTuple):
     """One cell of a table."""
 
@@ -48,6 +54,12 @@ class Column(NamedTuple):
 
     title: str
     number: bool = False  # sorted by values, and set to the right
+    long: bool = False  # sentences
+
+    @property
+    def style(self) -> str | None:
+        """A class of the page's style sheet."""
+        return "number" if self.number else "text" if self.long else None
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Entry]]) -> Html:
@@ -63,7 +75,7 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Entry
             "th",
             tag("button", column.title, type="button"),
             scope="col",
-            class_="number" if column.number else None,
+            class_=column.style,
         )
         for column in columns
     ]
@@ -73,7 +85,7 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Entry
     ]
     whole = tag(
         "table",
-        tag("caption", caption),
+        tag("caption", unbroken(caption)),
         tag("thead", tag("tr", *heads)),
         tag("tbody", *body),
     )
@@ -91,6 +103,6 @@ def _entry(entry: Entry, column: Column, *, first: bool) -> Html:
         "th" if first else "td",
         *content,
         scope="row" if first else None,
-        class_="number" if column.number else None,
+        class_=column.style,
         data_value="" if missing else entry.value,
     )

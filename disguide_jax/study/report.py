@@ -12,7 +12,7 @@ import disguide_jax
 from disguide_jax.files import atomic
 from disguide_jax.study import findings, report_tables
 from disguide_jax.study.findings import Report
-from disguide_jax.study.markup import Html, tag
+from disguide_jax.study.markup import Html, tag, unbroken
 from disguide_jax.study.report_figure import figure, measure
 
 ASSETS = pathlib.Path(disguide_jax.__file__).parent / "assets"
@@ -112,9 +112,9 @@ def _setting(report: Report) -> str:
 
 
 def _first_page(report: Report) -> Iterator[Html]:
-    yield tag("p", _unbroken(findings.verdict(report)), class_="verdict", id="verdict", tabindex=-1)
+    yield tag("p", unbroken(findings.verdict(report)), class_="verdict", id="verdict", tabindex=-1)
     facts = [
-        tag("div", tag("dt", heading), tag("dd", _unbroken(sentence)))
+        tag("div", tag("dt", heading), tag("dd", unbroken(sentence)))
         for heading, sentence in findings.facts(report)
     ]
     if facts:
@@ -130,7 +130,7 @@ def _first_page(report: Report) -> Iterator[Html]:
     )
     yield report_tables.attacks(report)
     yield tag("h2", "What would help most", id="help")
-    yield from (tag("p", _unbroken(sentence)) for sentence in findings.advice(report))
+    yield from (tag("p", unbroken(sentence)) for sentence in findings.advice(report))
     yield tag("h2", "What was not tested", id="untested")
     untested = list(findings.not_tested(report))
     if untested:
@@ -139,11 +139,6 @@ def _first_page(report: Report) -> Iterator[Html]:
         yield tag("p", "Nothing is known to be missing.")
     links = [tag("li", tag("a", text, href=f"#{name}")) for name, text in SECTIONS.items()]
     yield tag("nav", tag("ul", *links), aria_label="Details")
-
-
-def _unbroken(sentence: str) -> str:
-    """The same with numbers kept on one line with what belongs to them."""
-    return re.sub(r" (?=%)| (?=±)|(?<=±) ", "\N{NO-BREAK SPACE}", sentence)
 
 
 def _figure(report: Report) -> Iterator[Html]:

@@ -139,7 +139,7 @@ def defences(report: Report) -> Iterator[Html]:
         return
     columns = [
         Column("Defence"),
-        Column("What it does"),
+        Column("What it does", long=True),
         Column("Accuracy without, %", number=True),
         Column("Accuracy with, %", number=True),
         Column("Honest users lose, points", number=True),
@@ -198,7 +198,7 @@ def detectors(report: Report) -> Iterator[Html]:
             Column("Detector"),
             Column("First alarm, at query", number=True),
             Column("Queries looked at", number=True),
-            Column("Why"),
+            Column("Why", long=True),
         ]
         yield table("The first alarm of each detector on the queries of a cell.", columns, rows)
     else:

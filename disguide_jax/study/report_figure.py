@@ -24,11 +24,11 @@ class Frame(NamedTuple):
     most: float  # queries
 
     def x(self, queries: float) -> float:
-        """From queries to the place in the figure."""
+        """The place of a number of queries in the figure."""
         return LEFT + (self.right - LEFT) * queries / self.most
 
     def y(self, value: float) -> float:
-        """From a fraction to the place in the figure."""
+        """The place of a fraction in the figure."""
         return TOP + (self.height - TOP - BOTTOM) * (1 - value)
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from made_report import make_cell, make_report, make_run, make_runs
 
-from disguide_jax.study import findings, intervals, report
+from disguide_jax.study import findings, intervals, remedies, report
 
 VOID = {"meta", "img"}
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -184,6 +184,9 @@ def test_the_verdict_is_about_the_most_faithful_attack():
 
 def test_facts_by_hand():
     facts = dict(findings.facts(make_report()))
+    assert facts["Fidelity"].startswith(
+        "The copy names the same class as the victim on 92.0 ± 5.0 % of the test images."
+    )
     assert facts["Accuracy"] == (
         "The copy is right on 85.0 % of the test images and the victim on 90.0 %, which is 94.4 % "
         "of the victim's accuracy."
@@ -197,7 +200,10 @@ def test_facts_by_hand():
         "Beside random images, 49.0 ± 4.2 percentage points of fidelity."
     )
     assert "mislead the victim in 60.0 % of cases" in facts["What the copy is good for"]
-    assert "at query 1,300, by the detector prada" in facts["Would it be noticed?"]
+    assert facts["Would it be noticed?"] == (
+        "The first alarm was given at query 1,300, by the detector prada. Of 20 streams of real "
+        "images, it took 1 for an attack."
+    )
 
 
 def test_an_attack_that_adds_nothing_is_called_so():
@@ -292,12 +298,12 @@ def test_fewer_than_three_seeds_give_values_and_no_interval():
         cell["runs"] = cell["runs"][:2]
     rows = rows_of(report.page(made), "What each attack reaches")
     assert rows[1][2:4] == ["84.0, 85.0", "90.0, 92.0"]
-    assert findings.advice(made)[-1].startswith("With fewer than three seeds no interval")
+    assert remedies.advice(made)[-1].startswith("With fewer than three seeds no interval")
 
 
 def test_the_defence_that_helps_most_for_what_it_costs():
     # An attack on labels, 76 %, is left behind rounding; noise lowers more, for 4 points.
-    first, second = findings.advice(make_report())
+    first, second = remedies.advice(make_report())
     assert first == (
         "Most for what it costs: the defence round leaves the strongest attack that is left "
         "(disguide, hard answers) a fidelity of 76.0 % in place of 92.0 %, 16.0 ± 4.2 percentage "
@@ -311,12 +317,12 @@ def test_the_defence_that_helps_most_for_what_it_costs():
 def test_defences_are_ranked_by_fidelity_for_accuracy():
     made = make_report()
     made["defences"]["round"]["defended_accuracy"] = 0.89  # 16 points for 1, beside 50 for 4
-    assert [item.defence for item in findings.helps(made)] == ["round", "noise"]
+    assert [item.defence for item in remedies.helps(made)] == ["round", "noise"]
     made["defences"]["round"]["defended_accuracy"] = 0.88  # 16 for 2, less than 50 for 4
-    assert [item.defence for item in findings.helps(made)] == ["noise", "round"]
+    assert [item.defence for item in remedies.helps(made)] == ["noise", "round"]
     made["defences"]["noise"] = {"about": "adds noise", "why": "there are no labels"}
-    assert [item.defence for item in findings.helps(made)] == ["round", "noise"]
-    assert "is not known: there are no labels." in findings.advice(made)[1]
+    assert [item.defence for item in remedies.helps(made)] == ["round", "noise"]
+    assert "is not known: there are no labels." in remedies.advice(made)[1]
 
 
 def test_a_defence_within_the_interval_does_not_help():
@@ -324,7 +330,7 @@ def test_a_defence_within_the_interval_does_not_help():
     behind = [c for c in made["cells"] if c["defence"]]
     for cell in behind:
         cell["runs"] = cell["runs"] and make_runs([0.8] * 3, [0.89, 0.91, 0.93])
-    assert findings.advice(made) == [
+    assert remedies.advice(made) == [
         "No defence that was measured lowers the fidelity of the strongest attack by more than "
         "the seeds differ (95 % interval)."
     ]
@@ -333,8 +339,10 @@ def test_a_defence_within_the_interval_does_not_help():
 def test_a_defence_whose_run_failed_is_not_judged():
     made = make_report()
     made["cells"][6].update(state="failed", why="stopped", runs=[])
-    assert [item.defence for item in findings.helps(made)] == ["noise"]
-    assert findings.advice(made)[-1].endswith("missing or failed: round.")
+    assert [item.defence for item in remedies.helps(made)] == ["noise"]
+    assert remedies.advice(made)[-1].endswith("missing or failed: round.")
+    made["cells"][9].update(state="failed", why="stopped", runs=[])  # on labels, behind noise
+    assert remedies.helps(made) == []
 
 
 def test_failed_and_impossible_cells_stand_with_their_reason():

@@ -24,29 +24,6 @@ class Reached(NamedTuple):
     num_runs: int
 
 
-class Help(NamedTuple):
-    """What a defence does to the strongest attack, and what honest users pay for it."""
-
-    defence: str
-    attack: Cell  # the strongest that is left
-    lowering: float  # of the fidelity of the strongest attack, a fraction
-    half: float | None  # half the 95 % interval of it; None with fewer than three seeds
-    loss: float | None  # of accuracy on real images, a fraction; None: not known
-
-    @property
-    def counts(self) -> bool:
-        """Whether the fidelity is lowered by more than the interval, as far as there is one."""
-        return self.lowering > (self.half or 0)
-
-    @property
-    def rank(self) -> tuple[bool, float, float]:
-        """What is larger for a defence that lowers fidelity more for what it costs."""
-        if self.loss is None:
-            return False, 0, self.lowering
-        worth = self.lowering / self.loss if self.loss > 0 else float("inf")
-        return True, worth, self.lowering
-
-
 def values(cell: Cell, name: str) -> list[float]:
     """A number of each run of a cell that has it."""
     return [run[name] for run in cell["runs"] if run[name] is not None]
@@ -68,10 +45,11 @@ def fidelity(cell: Cell) -> float:
 def finished(report: Report, defence: str = "", role: str = "attack") -> list[Cell]:
     """The cells of a role behind a defence ("": none) that have run, the most faithful first."""
     cells = (c for c in report["cells"] if c["defence"] == defence and c["role"] == role)
-    return sorted((c for c in cells if c["state"] == "done" and c["runs"]), key=_weakness)
+    return sorted((c for c in cells if c["state"] == "done" and c["runs"]), key=weakness)
 
 
-def _weakness(cell: Cell) -> float:
+def weakness(cell: Cell) -> float:
+    """What is smaller for a cell that is more faithful, to sort by."""
     return -fidelity(cell)
 
 
@@ -181,6 +159,11 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     best = strongest(report)
     if best is None:
         return
+    yield (
+        "Fidelity",
+        f"The copy names the same class as the victim on {shown(values(best, 'fidelity'))} % of "
+        "the test images. This share is called fidelity.",
+    )
     accuracy, own = values(best, "accuracy"), report["victim"]["accuracy"]
     if accuracy and own is not None:
         mean = statistics.fmean(accuracy)
@@ -203,7 +186,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
             f"the victim in {100 * success:.1f} % of cases.",
         )
     if best["detectors"]:
-        yield "Would it be noticed?", _noticed(best)
+        yield "Would it be noticed?", _noticed(report, best)
 
 
 def _how_soon(report: Report, cell: Cell) -> str:
@@ -218,21 +201,29 @@ def _how_soon(report: Report, cell: Cell) -> str:
 
 
 def _added(best: Cell, baseline: Cell) -> str:
-    lowered, half = _difference(best, baseline)
+    lowered, half = advantage(best, baseline)
     said = points(lowered, half)
     if lowered <= (half or 0):
         return f"No more than random images give, as far as the seeds can tell: {said} of fidelity."
     return f"Beside random images, {said} of fidelity."
 
 
-def _noticed(cell: Cell) -> str:
+def _noticed(report: Report, cell: Cell) -> str:
     alarm = first_alarm(cell)
     if alarm is None:
         return "No detector gave an alarm."
-    return f"The first alarm was given at query {alarm[0]:,}, by the detector {alarm[1]}."
+    query, detector = alarm
+    said = f"The first alarm was given at query {query:,}, by the detector {detector}."
+    false = report["false_alarms"].get(detector)
+    if not false:
+        return said
+    return (
+        f"{said} Of {false['orders']:,} streams of real images, it took {false['alarms']:,} for an "
+        "attack."
+    )
 
 
-def _difference(first: Cell, second: Cell) -> tuple[float, float | None]:
+def advantage(first: Cell, second: Cell) -> tuple[float, float | None]:
     """How much more fidelity the first has, and half the interval of it."""
     pair = values(first, "fidelity"), values(second, "fidelity")
     if min(map(len, pair)) < FEWEST_SEEDS:
@@ -246,105 +237,10 @@ def points(value: float, half: float | None) -> str:
     return f"{100 * value:.1f}{interval} percentage points"
 
 
-def defended(report: Report, defence: str) -> list[Cell]:
-    """The attacks that are left behind a defence, the strongest first.
-
-    Where a defence cannot apply to labels, an attack on labels is what it is without one.
-    """
-    untouched = {
-        c["attack"]
-        for c in report["cells"]
-        if c["defence"] == defence and c["state"] == "cannot" and c["answers"] == "hard"
-    }
-    free = [c for c in finished(report) if c["answers"] == "hard" and c["attack"] in untouched]
-    return sorted([*finished(report, defence), *free], key=_weakness)
-
-
-def helps(report: Report) -> list[Help]:
-    """The defences that can be judged, the one first that lowers most for what it costs.
-
-    A defence is judged where the attack that is strongest without one has run behind it, or cannot.
-    """
-    best = strongest(report)
-    if best is None:
-        return []
-    found = []
-    for defence in defences(report):
-        same = [
-            c
-            for c in report["cells"]
-            if c["defence"] == defence
-            and (c["attack"], c["answers"]) == (best["attack"], best["answers"])
-        ]
-        left = defended(report, defence)
-        if left and any(c["state"] in ("done", "cannot") for c in same):
-            lowering, half = _difference(best, left[0])
-            found.append(Help(defence, left[0], lowering, half, loss(report, defence)))
-    return sorted(found, key=lambda item: item.rank, reverse=True)
-
-
 def defences(report: Report) -> list[str]:
     """Every defence of a cell or with a price, in the order of the cells."""
     names = [c["defence"] for c in report["cells"] if c["defence"]]
     return list(dict.fromkeys([*names, *report["defences"]]))
-
-
-def loss(report: Report, defence: str) -> float | None:
-    """How much accuracy honest users lose to a defence, a fraction; None: not known."""
-    price = report["defences"].get(defence, {})
-    if price.get("accuracy") is None or price.get("defended_accuracy") is None:
-        return None
-    return float(price["accuracy"] - price["defended_accuracy"])
-
-
-def advice(report: Report) -> list[str]:
-    """What would help most, in sentences with both numbers, or that nothing does."""
-    best, judged = strongest(report), helps(report)
-    if best is None:
-        return ["Nothing can be said, as no attack finished."]
-    if not defences(report):
-        return ["No defence was measured."]
-    said = []
-    useful = [item for item in judged if item.counts]
-    if useful:
-        said.append("Most for what it costs: " + _praise(report, best, useful[0]))
-        most = max(useful, key=lambda item: item.lowering)
-        if most is not useful[0]:
-            said.append("Most at any price: " + _praise(report, best, most))
-    elif judged:
-        said.append(
-            "No defence that was measured lowers the fidelity of the strongest attack by more "
-            "than the seeds differ (95 % interval)."
-        )
-    if any(item.half is None for item in judged):
-        said.append(
-            "With fewer than three seeds no interval can be given: the difference may be chance."
-        )
-    left = [name for name in defences(report) if name not in [item.defence for item in judged]]
-    if left:
-        said.append(f"Not judged, because the runs are missing or failed: {', '.join(left)}.")
-    return said
-
-
-def _praise(report: Report, best: Cell, item: Help) -> str:
-    attack = "the strongest attack"
-    if (item.attack["attack"], item.attack["answers"]) != (best["attack"], best["answers"]):
-        attack += f" that is left ({named(item.attack)})"
-    if item.loss is None:
-        why = report["defences"].get(item.defence, {}).get("why") or "it was not measured"
-        cost = f"What honest users lose is not known: {why}."
-    else:
-        own, kept = (report["defences"][item.defence][k] for k in ("accuracy", "defended_accuracy"))
-        lost = f"{points(item.loss, None)} of" if item.loss > 0 else "no"
-        cost = (
-            f"Honest users lose {lost} accuracy ({100 * own:.1f} % without it, "
-            f"{100 * kept:.1f} % with it)."
-        )
-    before, after = (f"{100 * fidelity(cell):.1f} %" for cell in (best, item.attack))
-    return (
-        f"the defence {item.defence} leaves {attack} a fidelity of {after} in place of {before}, "
-        f"{points(item.lowering, item.half)} less. {cost}"
-    )
 
 
 def named(cell: Cell) -> str:

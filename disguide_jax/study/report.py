@@ -10,7 +10,7 @@ from typing import Any
 
 import disguide_jax
 from disguide_jax.files import atomic
-from disguide_jax.study import findings, report_tables
+from disguide_jax.study import findings, remedies, report_tables
 from disguide_jax.study.findings import Report
 from disguide_jax.study.markup import Html, tag, unbroken
 from disguide_jax.study.report_figure import figure, measure
@@ -94,15 +94,16 @@ def _setting(report: Report) -> str:
     victim, seeds = report["victim"], report["seeds"]
     accuracy = victim["accuracy"]
     right = "of unknown accuracy" if accuracy is None else f"right on {100 * accuracy:.1f} %"
-    num = len(seeds)
+    audited = f"The victim, as the audited model is called: {victim['about'].rstrip('.')}"
+    times = "once" if len(seeds) == 1 else f"{len(seeds)} times with other random numbers"
     said = [
-        f"The victim: {victim['about'].rstrip('.')}; {victim['num_classes']} classes, {right} of "
+        f"{audited}; {victim['num_classes']} classes, {right} of "
         f"{victim['num_test_images']:,} test images ({victim['dataset']})."
         if accuracy is not None
-        else f"The victim: {victim['about'].rstrip('.')}; {victim['num_classes']} classes; its "
+        else f"{audited}; {victim['num_classes']} classes; its "
         f"accuracy is unknown, for want of labelled test images ({victim['dataset']}).",
-        f"Each attack was given {report['budget']:,} queries with "
-        f"{num} seed{'s' * (num != 1)} ({', '.join(map(str, seeds))}).",
+        f"Each attack was given {report['budget']:,} queries, which are images sent to the victim, "
+        f"and was run {times} (seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}).",
     ]
     if report["price_per_1000"] is not None:
         said.append(f"A thousand queries cost {report['price_per_1000']:,.2f}.")
@@ -130,7 +131,7 @@ def _first_page(report: Report) -> Iterator[Html]:
     )
     yield report_tables.attacks(report)
     yield tag("h2", "What would help most", id="help")
-    yield from (tag("p", unbroken(sentence)) for sentence in findings.advice(report))
+    yield from (tag("p", unbroken(sentence)) for sentence in remedies.advice(report))
     yield tag("h2", "What was not tested", id="untested")
     untested = list(findings.not_tested(report))
     if untested:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from disguide_jax.study import findings
+from disguide_jax.study import findings, remedies
 from disguide_jax.study.findings import Cell, Report
 from disguide_jax.study.markup import Column, Entry, Html, table, tag
 
@@ -147,11 +147,11 @@ def defences(report: Report) -> Iterator[Html]:
         Column("Fidelity that is left, %", number=True),
         Column("Lower by, points", number=True),
     ]
-    judged = {item.defence: item for item in findings.helps(report)}
+    judged = {item.defence: item for item in remedies.helps(report)}
     rows = []
     for name in names:
         price, item = report["defences"].get(name, {}), judged.get(name)
-        change, loss = price.get("change"), findings.loss(report, name)
+        change, loss = price.get("change"), remedies.loss(report, name)
         about = price.get("about") or _about(report, name)
         left = (Entry(""), Entry(""))
         if item is not None:

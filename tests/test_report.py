@@ -280,6 +280,26 @@ def test_numbers_are_sorted_as_numbers_and_what_is_missing_says_so():
     assert '<th scope="row">disguide</th>' in text
 
 
+def test_all_cells_are_shown():
+    made = make_report()
+    rows = rows_of(report.page(made), "All cells")[1:]
+    assert len(rows) == len(made["cells"])
+    scores = ["85.0 ± 2.5", "92.0 ± 5.0", "92.0 ± 5.0", "5,000 ± 0", "10,000 ± 0", "18,500"]
+    assert rows[0] == ["disguide", "soft", "none", "finished", "3", *scores]
+    assert rows[3][3:5] == ["failed", "0"]
+    assert rows[7][:4] == ["disguide", "hard", "round", "cannot be"]
+    assert "1 of 3 seeds" in report.page(made)
+
+
+def test_the_first_alarm_is_that_of_the_earliest_detector():
+    cell = make_report()["cells"][0]
+    assert findings.first_alarm(cell) == (1_300, "prada")
+    cell["detectors"]["label_histogram"]["alarm"] = 900
+    assert findings.first_alarm(cell) == (900, "label_histogram")
+    cell["detectors"] = {"prada": {"alarm": None, "looked_at": 20_000, "why": None}}
+    assert findings.first_alarm(cell) is None
+
+
 def test_all_seeds_are_shown():
     made = make_report()
     rows = rows_of(report.page(made), "The final values of every seed")[1:]

@@ -11,13 +11,13 @@ from conftest import ROOT
 from made_up import make_result, write_result
 
 from disguide_jax.errors import UserError
-from disguide_jax.study import flops, results, tables
+from disguide_jax.study import flops, intervals, results, tables
 from disguide_jax.study.results import Cell
 
 
 def test_interval_is_students_t():
     """Five values with a standard deviation of sqrt(2.5); t is 2.776 with four degrees."""
-    mean, half = tables.mean_and_interval([1, 2, 3, 4, 5])
+    mean, half = intervals.mean_and_interval([1, 2, 3, 4, 5])
     assert mean == 3
     np.testing.assert_allclose(half, 2.7764451 * math.sqrt(2.5) / math.sqrt(5), rtol=1e-6)
     assert tables.format_interval([0.94, 0.95]) == "94.50 ± 6.35"

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from disguide_jax.errors import UserError
-from disguide_jax.study import cluster, flops, tables
+from disguide_jax.study import cluster, flops, intervals, tables
 from disguide_jax.study.results import ROOT, Cell, Result, load_all, run_missing
 
 SHARES = (0.8, 0.9, 0.95)  # of the victim's accuracy, whose queries are compared
@@ -63,7 +63,7 @@ def compare(
     found = dict(
         sorted(
             found.items(),
-            key=lambda item: -tables.mean_and_interval(final_accuracies(item[1]))[0],
+            key=lambda item: -intervals.mean_and_interval(final_accuracies(item[1]))[0],
         )
     )
     header = ["configuration", "method", "labels", "queries", "soft vote, %", "fidelity, %"]

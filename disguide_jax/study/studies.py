@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from disguide_jax.run import pictures
-from disguide_jax.study import tables
+from disguide_jax.study import intervals, tables
 from disguide_jax.study.paper import (
     BEST,
     FIG2,
@@ -115,7 +115,7 @@ def final_of(system: float | Cell, results: Results) -> float | None:
     if not isinstance(system, Cell):
         return system
     accuracies = [OURS["clone"](run) for run in results[system]]
-    return tables.mean_and_interval(accuracies)[0] if accuracies else None
+    return intervals.mean_and_interval(accuracies)[0] if accuracies else None
 
 
 def table2(scale: str, results: Results) -> Table:
@@ -236,7 +236,7 @@ def draw_points(
     label: str,
 ) -> None:
     """Means with 95 % intervals."""
-    points = {x: tables.mean_and_interval(map(value, runs)) for x, runs in found.items() if runs}
+    points = {x: intervals.mean_and_interval(map(value, runs)) for x, runs in found.items() if runs}
     if points:
         means, halves = zip(*points.values(), strict=True)
         axes.errorbar(list(points), means, halves, fmt="o-", color=colour, capsize=3, label=label)

@@ -6,21 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
-import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from disguide_jax.run import pictures
+from disguide_jax.study.intervals import mean_and_interval
 from disguide_jax.study.results import Result
-
-
-def mean_and_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half the 95 % confidence interval of it, by Student's t; NaN for one value."""
-    values = np.asarray(list(values), float)
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(scipy.stats.t.ppf(0.975, len(values) - 1) * error)
 
 
 def format_interval(values: Iterable[float], scale: float = 100, digits: int = 2) -> str:

@@ -195,13 +195,21 @@ def judge_workdir(place: pathlib.Path, **how: Any) -> dict[str, Watched]:
 
 
 def _judge_ledger(config: Config, place: pathlib.Path, **how: Any) -> dict[str, Watched]:
-    num_classes = asked.describe(config).num_classes
     with workdir.lock(place), Ledger.opened(place / "ledger") as ledger:
-        own = UNDEFENDED if ledger.received[UNDEFENDED] else TEST
-        batches = list(recorded(ledger, own)) if config.dataset else []
-        image = ledger.format.image
-        images = np.concatenate([np.empty((0, *image), np.uint8), *(b[0] for b in batches)])
-        labels = np.concatenate([np.empty(0, np.int32), *(b[1] for b in batches)])
-        halves = np.array_split(np.arange(min(len(labels), 2 * MOST_REAL)), 2)
-        known = tuple(Real(images[half], labels[half], num_classes) for half in halves)
-        return judge(recorded(ledger), (known[0], known[1]), **how)
+        return judge(recorded(ledger), real_images_in(ledger, config), **how)
+
+
+def real_images_in(ledger: Ledger, config: Config) -> tuple[Real, Real]:
+    """Real images that an endpoint was tested on, in halves, see `real_images`.
+
+    They are none where the run has no data set.
+    """
+    num_classes = asked.describe(config).num_classes
+    own = UNDEFENDED if ledger.received[UNDEFENDED] else TEST
+    batches = list(recorded(ledger, own)) if config.dataset else []
+    image = ledger.format.image
+    images = np.concatenate([np.empty((0, *image), np.uint8), *(b[0] for b in batches)])
+    labels = np.concatenate([np.empty(0, np.int32), *(b[1] for b in batches)])
+    halves = np.array_split(np.arange(min(len(labels), 2 * MOST_REAL)), 2)
+    first, second = (Real(images[half], labels[half], num_classes) for half in halves)
+    return first, second

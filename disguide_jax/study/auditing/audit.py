@@ -89,8 +89,9 @@ def _play_all(config: AuditConfig, workdir: pathlib.Path) -> list[Played]:
         played.append(runs.play(config, cell, workdir / "cells" / cell.slug))
         took = time.perf_counter() - began
         seconds += [took] if took > INSTANT else []
-        more = f"; about {_in_words(statistics.mean(seconds) * left)} left" if seconds else ""
-        print(f"    {_line(played[-1])}{more if left else ''}", flush=True)
+        print(f"    {_line(played[-1])}", flush=True)
+        if seconds and left:
+            print(f"    about {_in_words(statistics.mean(seconds) * left)} left", flush=True)
     return played
 
 

@@ -100,7 +100,6 @@ def config_of(audit: AuditConfig, cell: Cell) -> Config:
     config.labels, config.dataset, config.data_dir = cell.answers, audit.dataset, audit.data_dir
     config.query_budget, config.seeds = audit.query_budget, audit.seeds
     config.victim = copy.deepcopy(audit.victim)
-    config.replay.size = max(config.batch_size, min(config.replay.size, audit.query_budget))
     every = max(1, audit.query_budget // LOGGED)
     config.log_every_queries = config.evaluate_every_queries = every
     config.checkpoint_every_queries = max(1, audit.query_budget // 2)
@@ -138,6 +137,14 @@ def _forget_other_defences(config: Config, name: str) -> None:
                 set_value(config, key, known[key].default)
 
 
+def _can_be(audit: AuditConfig, cell: Cell) -> bool:
+    try:
+        config_of(audit, cell)
+    except UserError:
+        return False
+    return True
+
+
 def role(attack: str) -> str:
     """What an attack is beside others: "attack", "baseline" or "upper_bound"."""
     return bought.KINDS[attack].role if attack in bought.KINDS else "attack"
@@ -171,6 +178,14 @@ def not_tested(config: AuditConfig) -> list[str]:
     unused = [name for name in DEFENCES if name not in config.defences]
     if unused:
         left.append(f"Defences that were not tried: {', '.join(unused)}.")
+    left += [
+        f"{name} has no settings of its own for {answers} answers and ran with those for the "
+        "other kind."
+        for name in dict.fromkeys(recipe.method for recipe in config.recipes)
+        for answers in config.answers
+        if name in config.attacks and _can_be(config, Cell(name, answers))
+        if _recipe(config, Cell(name, answers)).labels != answers
+    ]
     beside = [name for name in config.attacks if name != method]
     if config.defences and method:
         left.append(

@@ -27,6 +27,7 @@ from disguide_jax.victims.defences import Traced
 from disguide_jax.victims.host import Endpoint
 
 MILESTONES = (0.8, 0.9, 0.95)  # of the victim's accuracy
+ROUNDING = 1e-9  # 0.8 of 0.9 is 0.7200000000000001
 
 
 class Tested(NamedTuple):
@@ -192,7 +193,7 @@ def queries_to(curve: list[list[float]], victim_accuracy: float | None) -> dict[
     def first(share: float) -> float | None:
         if victim_accuracy is None:
             return None
-        goal = share * victim_accuracy
+        goal = share * victim_accuracy - ROUNDING
         return next((queries for queries, accuracy in curve if accuracy >= goal), None)
 
     return {f"{share:g}": first(share) for share in MILESTONES}

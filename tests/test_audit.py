@@ -322,8 +322,8 @@ QUICK = ("--config.answers=soft", "--config.attacks=disguide,random")
 def test_a_killed_audit_goes_on_and_a_cell_that_fails_leaves_the_others(run, tmp_path):
     cut = (*QUICK, "--config.defences=misinformation,label_only")
     cut = (*cut, "--config.victim.misinformation_model=nosuch")
-    command = [sys.executable, "-m", "disguide_jax.audit", "--workdir=w", *cut]
-    command.append(f"--config={ROOT}/configs/audit_digits.py:smoke")
+    command = [sys.executable, "-m", "disguide_jax.audit", "--workdir=w"]
+    command += [f"--config={ROOT}/configs/audit_digits.py:smoke", *cut]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     first = tmp_path / "w/cells/disguide-soft/seed0/summary.json"
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-3) as child:

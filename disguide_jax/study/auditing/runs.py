@@ -25,6 +25,7 @@ class Played(NamedTuple):
     cell: Cell
     folder: pathlib.Path
     config: Config | None  # of all its runs; None: it cannot be
+    plain: Config | None  # the same without a defence
     state: str  # "done", "failed" or "cannot"
     why: str | None  # it is not done
 
@@ -57,10 +58,13 @@ class Played(NamedTuple):
         return dataclasses.replace(self.config, seed=seed, seeds=())
 
     def undefended(self, seed: int) -> Config:
-        """The same run of the victim without its defence."""
-        config = copy.deepcopy(self.run_config(seed))
-        config.victim.defence = ""
-        return config
+        """The same run of the victim without a defence and its numbers.
+
+        Raises:
+          AssertionError: the cell cannot be.
+        """
+        assert self.plain is not None
+        return dataclasses.replace(copy.deepcopy(self.plain), seed=seed, seeds=())
 
     def ledger(self, seed: int) -> pathlib.Path | None:
         """The ledger with the queries of a run; None where its rounds must be played again."""
@@ -91,10 +95,11 @@ def play(audit: AuditConfig, cell: Cell, folder: pathlib.Path) -> Played:
     """
     try:
         config = cells.config_of(audit, cell)
+        plain = cells.config_of(audit, cell._replace(defence=""))
     except UserError as error:
-        return Played(cell, folder, None, "cannot", str(error))
+        return Played(cell, folder, None, None, "cannot", str(error))
     folder.mkdir(parents=True, exist_ok=True)
-    played = Played(cell, folder, config, "done", None)
+    played = Played(cell, folder, config, plain, "done", None)
     try:
         with _said_in(folder / "output.txt"):
             if cell.attack in bought.KINDS:

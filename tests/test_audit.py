@@ -174,7 +174,7 @@ def test_the_cells_that_cannot_be_say_why_and_all_others_resolve(name, variant):
         for name in ("round", "top_k", "high_confidence")
     }
     expected |= {
-        Cell("disguide", "soft", "label_only"): "is all that it names",
+        Cell("disguide", "soft", "label_only"): "answers with labels alone",
         Cell("dfme", "hard"): "dfme needs 'soft'",
     }
     assert reasons.keys() == expected.keys() & set(cells.cells_of(config))
@@ -349,7 +349,7 @@ def test_a_killed_audit_goes_on_and_a_cell_that_fails_leaves_the_others(run, tmp
     }
     assert "nosuch" in found["disguide", "misinformation"]["why"]
     assert found["disguide", "misinformation"]["runs"] == []
-    assert "is all that it names" in found["disguide", "label_only"]["why"]
+    assert "answers with labels alone" in found["disguide", "label_only"]["why"]
     for attack, queries, role in (("disguide", 160, "attack"), ("random", 163, "baseline")):
         cell = found[attack, ""]
         assert cell["role"] == role

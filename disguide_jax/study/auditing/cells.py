@@ -107,8 +107,12 @@ def config_of(audit: AuditConfig, cell: Cell) -> Config:
     if cell.defence:
         kind = DEFENCES[cell.defence]
         if cell.answers not in kind.changes(config.victim):
-            what = "is the same as without it" if cell.answers == "hard" else "is all that it names"
-            raise UserError(f"the label behind {kind.name} {what}")
+            raise UserError(
+                f"the label behind {kind.name} is the same as without it: what hard answers give "
+                "without a defence they give behind it"
+                if cell.answers == "hard"
+                else f"{kind.name} answers with labels alone: see hard answers behind it"
+            )
         config = with_defence(config, kind)
         config.labels = cell.answers
     answering.defence_of(config)
@@ -193,6 +197,10 @@ def not_tested(config: AuditConfig) -> list[str]:
             + (f", and not against {', '.join(beside)}." if beside else ".")
         )
         left.append("Defences were tried one at a time, each with one setting of its numbers.")
+        left.append(
+            "Attackers learnt from the answers as they came: one who distrusts probabilities can "
+            "take the likeliest class alone, which is what hard answers behind a defence show."
+        )
     left += [
         f"{answers.capitalize()} answers were not tried."
         for answers in ("soft", "hard")

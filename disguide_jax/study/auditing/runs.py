@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from disguide_jax.audit_config import AuditConfig
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
@@ -112,16 +110,30 @@ def play(audit: AuditConfig, cell: Cell, folder: pathlib.Path) -> Played:
 
 
 def _play_bought(played: Played) -> None:
-    """Has images labelled and learns from them, one seed after the other."""
+    """Has images labelled and learns from them, one seed after the other.
+
+    Raises:
+      UserError: runs failed, and the others have ended.
+    """
     assert played.config is not None
+    failures = []
     for seed in played.config.seeds:
-        place = played.bought(seed)
-        assert place is not None
-        config = bought.buy(played.run_config(seed), played.cell.attack, place)
-        shown = transfer.load(config.offline.queries).images
-        shown = shown[: pictures.num_images(shown.shape[1])]
-        pictures.save_image_grid(place / "samples.png", np.asarray(shown))
-        extraction.train_and_evaluate(config, played.workdir(seed))
+        try:
+            _play_bought_once(played, seed)
+        except UserError as error:
+            failures.append(f"seed {seed}: {error}")
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _play_bought_once(played: Played, seed: int) -> None:
+    place = played.bought(seed)
+    assert place is not None
+    config = bought.buy(played.run_config(seed), played.cell.attack, place)
+    shown = transfer.load(config.offline.queries).images
+    shown = shown[: pictures.num_images(shown.shape[1])]
+    pictures.save_image_grid(place / "samples.png", shown)
+    extraction.train_and_evaluate(config, played.workdir(seed))
 
 
 @contextlib.contextmanager

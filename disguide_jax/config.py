@@ -25,9 +25,16 @@ from disguide_jax.options import (
     ZerothOrderConfig,
     are_growing_fractions,
 )
-from disguide_jax.settings import REQUIRED, get_value, refuse_ignored, setting, settings
+from disguide_jax.settings import (
+    REQUIRED,
+    check_values,
+    get_value,
+    refuse_ignored,
+    setting,
+)
 
 MAX_SEED = 2**32 - 1
+MAX_QUERIES = 2**31 - 1
 OF_ONNX = ("victim.logits", "victim.layout", "victim.pixels")
 OF_SERVICES = (
     *(f"victim.{key}" for key in ("image_format", "images_per_request", "concurrency")),
@@ -54,7 +61,8 @@ def are_seeds(seeds: tuple[int, ...]) -> bool:
     return all(0 <= seed <= MAX_SEED for seed in seeds) and len(set(seeds)) == len(seeds)
 
 
-def _is_file_name(name: str) -> bool:
+def is_file_name(name: str) -> bool:
+    """Whether it names a file, and no folder on the way."""
     return bool(name) and "/" not in name
 
 
@@ -66,7 +74,7 @@ class Config:
     name: str = setting(
         REQUIRED,
         "of the configuration; the default workdir is runs/NAME",
-        fits=_is_file_name,
+        fits=is_file_name,
         must_be="a plain file name",
     )
     dataset: str = setting(
@@ -80,7 +88,7 @@ class Config:
         one_of=("soft", "hard"),
     )
     query_budget: int = setting(
-        REQUIRED, "images that the victim may be sent", least=1, most=2**31 - 1
+        REQUIRED, "images that the victim may be sent", least=1, most=MAX_QUERIES
     )
     query_dtype: str = setting(
         "auto",
@@ -161,7 +169,7 @@ class VictimTrainingConfig:
     name: str = setting(
         REQUIRED,
         "of the configuration; the default workdir is runs/NAME",
-        fits=_is_file_name,
+        fits=is_file_name,
         must_be="a plain file name",
         reports=True,
     )
@@ -223,9 +231,7 @@ def validate(config: Config | VictimTrainingConfig) -> None:
         if not right:
             raise UserError(f"config.{key} is {get_value(config, key)!r}; it must be {what}")
 
-    for key, known in settings(type(config)).items():
-        value = get_value(config, key)
-        check(key, known.allows(value), known.wanted(value))
+    check_values(config)
     if isinstance(config, Config):
         check_victim(config, check)
         check(

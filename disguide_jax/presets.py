@@ -4,9 +4,11 @@ A preset takes any key of `Config`; groups are dicts, `generator={"width": 8}`, 
 replaces the preset's own.
 """
 
+import copy
 import dataclasses
 from typing import Any
 
+from disguide_jax.audit_config import AuditConfig
 from disguide_jax.config import Config, VictimTrainingConfig
 from disguide_jax.errors import UserError
 from disguide_jax.options import RANDOM_WEIGHTS
@@ -86,6 +88,13 @@ def fashion(name: str, **settings: Any) -> Config:
     return _combine(_embedded("fashion_mnist") | {"name": name} | preset, settings)
 
 
+def audit(name: str, *, recipes: tuple[Config, ...], **settings: Any) -> AuditConfig:
+    """Audits the victim of the first of these runs, on its data set."""
+    first = recipes[0]
+    known: dict[str, Any] = {"victim": copy.deepcopy(first.victim), "dataset": first.dataset}
+    return AuditConfig(name=name, recipes=recipes, **known | settings)
+
+
 def smoke(config: Config) -> Config:
     """The same run in seconds: narrow networks, a random victim, data at hand, few rounds.
 
@@ -128,6 +137,24 @@ def smoke(config: Config) -> Config:
     return config
 
 
+def smoke_audit(config: AuditConfig) -> AuditConfig:
+    """The same audit in a minute: tiny runs against a random victim, and few of them."""
+    recipes = tuple(smoke(recipe) for recipe in config.recipes)
+    config = dataclasses.replace(
+        config,
+        name=f"{config.name}-smoke",
+        recipes=recipes,
+        dataset=recipes[0].dataset,
+        query_budget=max(recipe.query_budget for recipe in recipes),
+        seeds=config.seeds[:2],
+        detector_queries=40,
+    )
+    for key in ("weights", "endpoint", "model"):
+        setattr(config.victim, key, getattr(recipes[0].victim, key))
+    config.transfer.images, config.transfer.steps = 8, 2
+    return config
+
+
 def smoke_training(config: VictimTrainingConfig) -> VictimTrainingConfig:
     """The same training in seconds: a narrow network on few images that are at hand."""
     config.name += "-smoke"
@@ -140,7 +167,7 @@ def smoke_training(config: VictimTrainingConfig) -> VictimTrainingConfig:
     return config
 
 
-def select[Kind: (Config, VictimTrainingConfig)](config: Kind, variant: str) -> Kind:
+def select[Kind: (Config, VictimTrainingConfig, AuditConfig)](config: Kind, variant: str) -> Kind:
     """What `configs/NAME.py:variant` means: "" is the run itself, "smoke" its tiny twin.
 
     Raises:
@@ -149,6 +176,8 @@ def select[Kind: (Config, VictimTrainingConfig)](config: Kind, variant: str) -> 
     if variant == "":
         return config
     if variant == "smoke":
+        if isinstance(config, AuditConfig):
+            return smoke_audit(config)
         return smoke(config) if isinstance(config, Config) else smoke_training(config)
     raise UserError(f"{config.name} has no variant {variant!r}; the only one is 'smoke'")
 

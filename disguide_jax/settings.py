@@ -118,6 +118,18 @@ def set_value(config: object, key: str, value: Any) -> None:
     setattr(place, last, tuple(value) if isinstance(value, list) else value)
 
 
+def check_values(config: Any) -> None:
+    """Checks every value of a configuration by itself.
+
+    Raises:
+      UserError: names the key, its value, and what would be right.
+    """
+    for key, known in settings(type(config)).items():
+        value = get_value(config, key)
+        if not known.allows(value):
+            raise UserError(f"config.{key} is {value!r}; it must be {known.wanted(value)}")
+
+
 def refuse_ignored(config: Any, ignored: tuple[str, ...], by: str) -> None:
     """Refuses keys that something ignores and that are not at their defaults.
 

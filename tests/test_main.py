@@ -12,7 +12,9 @@ from disguide_jax import main
 from disguide_jax.files import architectures, weights
 
 CONFIGS = sorted(
-    path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("victim_")
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if not path.stem.startswith(("victim_", "audit_"))
 )
 QUICK = ("digits_hard", "digits_dual_students")
 SMALL = ("digits", "fashion", "endpoint")

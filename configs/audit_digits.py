@@ -2,7 +2,9 @@
 
 Victim:  LeNet-5, trained on scikit-learn's digits; its weights come with the package.
 Clones:  two LeNet-5 of half the width.
-Yields:  report.html: how close attacks come with 9,600 queries, with and without defences.
+Yields:  report.html. With 9,600 queries disguide reaches 93.6 and 93.0 % from probabilities, 94.6
+         and 97.0 % from labels (seeds 0 and 1; victim 98.8 %); random shapes reach 94 to 96 %.
+Cost:    13 minutes of processor time.
 
 python -m disguide_jax.audit --config configs/audit_digits.py
 """

@@ -23,7 +23,7 @@ from disguide_jax.files import datasets, transfer
 from disguide_jax.run import asked
 from disguide_jax.run import program as programs
 from disguide_jax.settings import set_value
-from disguide_jax.study.auditing import audit, bought, cells, measures
+from disguide_jax.study.auditing import audit, bought, cells, measures, runs
 from disguide_jax.study.auditing.cells import Cell
 from disguide_jax.victims.defences import DEFENCES
 
@@ -44,7 +44,7 @@ SLOPES = jnp.array([1.0, -2.0, 0.0, -1e-6, 3.0, -1.0]).reshape(1, 6, 1, 1)
 
 
 def linear(images):
-    return (SLOPES * images).sum(axis=(1, 2, 3))
+    return jax.grad(lambda x: (SLOPES * x).sum())(images)
 
 
 def test_fgsm_goes_by_epsilon_up_a_linear_loss_and_stays_in_the_range_of_pixels():
@@ -65,12 +65,10 @@ def test_pgd_ends_in_the_corner_of_a_linear_loss_from_wherever_it_starts():
 
 def test_pgd_keeps_its_bounds_where_one_step_is_longer_than_they_are():
     images = jax.random.uniform(jax.random.key(1), (4, 5, 5, 3), minval=-1, maxval=1)
-    start = adversarial.pgd(
-        lambda x: 0 * x.sum((1, 2, 3)), images, jax.random.key(2), epsilon=0.1, steps=1
-    )
+    start = adversarial.pgd(jnp.zeros_like, images, jax.random.key(2), epsilon=0.1, steps=1)
     assert 0.1 < abs(start - images).max() <= 0.2 + 1e-6, "the random start alone"
     found = adversarial.pgd(
-        lambda x: jnp.sin(9 * x).sum((1, 2, 3)), images, jax.random.key(2), epsilon=0.1, steps=1
+        lambda x: jnp.cos(9 * x), images, jax.random.key(2), epsilon=0.1, steps=1
     )
     assert abs(found - images).max() <= 0.2 + 1e-6
     assert abs(found).max() <= 1
@@ -259,7 +257,9 @@ def test_of_too_few_real_images_there_is_no_more_than_there_are(tmp_path):
     config.seeds = ()
     offline = bought.buy(config, "knockoff", tmp_path)
     assert bought.received(tmp_path) == transfer.num_images(offline.offline.queries) == 1_297
-    rounds = programs.stages_of(programs.resolve(offline))[0].num_rounds
+    resolved = programs.resolve(offline)
+    assert resolved.replay == offline.replay, "or a run that continues would be another"
+    rounds = programs.stages_of(resolved)[0].num_rounds
     assert 500 <= rounds <= 500 + 1_297 / 8
 
 
@@ -316,6 +316,17 @@ def test_mistakes_are_one_message(run, tmp_path, mistake):
 
 
 QUICK = ("--config.answers=soft", "--config.attacks=disguide,random")
+
+
+def test_a_bought_run_that_has_ended_is_found_so(tmp_path, capsys):
+    config = config_of(attacks=("knockoff",), seeds=(0,), query_budget=40)
+    config.recipes[0].replay.size = 64
+    for _ in range(2):
+        played = runs.play(config, Cell("knockoff", "soft"), tmp_path)
+        assert (played.state, played.why) == ("done", None)
+    assert "is finished" in (tmp_path / "output.txt").read_text()
+    assert played.seeds == (0,)
+    assert capsys.readouterr().out == "", "a run speaks to output.txt"
 
 
 @pytest.mark.slow

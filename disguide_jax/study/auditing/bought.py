@@ -129,6 +129,7 @@ def buy(config: Config, kind: str, folder: pathlib.Path) -> Config:
     updates = sum(stage.num_rounds * stage.clone_updates for stage in stages)
     config = copy.deepcopy(config)
     config.method, config.offline.queries = "offline", str(path)
+    config.replay.size = num  # as it will be, or a run that continues would be another
     config.batch_size = min(config.batch_size, num)
     config.offline.epochs = max(1, -(-updates * config.batch_size // num))  # rounded up
     config.guard = "off"  # no generator

@@ -1,11 +1,39 @@
-"""What the README says is so."""
+"""What the README, and those of results and configurations, say is so."""
 
 import json
 import re
 
 from conftest import ROOT
 
+from disguide_jax.study import reference
+
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "results/README.md").read_text()
+CONFIGS = (ROOT / "configs/README.md").read_text()
+DOCUMENTS = {ROOT: README, ROOT / "results": RESULTS, ROOT / "configs": CONFIGS}
+ALL = "\n".join(DOCUMENTS.values())
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 250
+
+
+def test_every_link_leads_somewhere():
+    for folder, text in DOCUMENTS.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith("https://"):
+                continue
+            path, _, part = target.partition("#")
+            found = (folder / path).resolve() if path else folder / "README.md"
+            assert found.exists(), (folder, target)
+            if part:
+                headings = re.findall(r"^#+ (.*)$", found.read_text(), re.M)
+                slugs = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+                assert part in slugs, (folder, target)
+
+
+def test_the_reference_is_what_the_fields_say():
+    assert CONFIGS.endswith(reference.reference()), "run scripts/reference.py"
 
 
 def test_the_example_runs_as_it_stands_and_prints_what_is_said(capsys, monkeypatch):
@@ -17,32 +45,36 @@ def test_the_example_runs_as_it_stands_and_prints_what_is_said(capsys, monkeypat
 
 
 def test_what_its_examples_import_of_the_project_is_there():
-    lines = re.findall(r"^from disguide_jax\S* import .*$", README, re.M)
-    assert len(lines) >= 2
+    lines = re.findall(r"^from disguide_jax\S* import .*$", ALL, re.M)
+    assert lines
     for line in lines:
         exec(line, {})
 
 
 def test_every_file_and_command_it_names_is_there():
-    for path in set(re.findall(r"(?:configs|scripts|tests|disguide_jax)/[\w/]+\.py", README)):
+    for path in set(re.findall(r"(?:configs|scripts|tests|disguide_jax)/[\w/]+\.py", ALL)):
         if "NAME" not in path:
             assert (ROOT / path).is_file(), path
-    for name in re.findall(r"`(\w+\.py)`", README):
+    for name in re.findall(r"`(\w+\.py)`", ALL):
         assert list((ROOT / "disguide_jax").rglob(name)), name
 
 
 def test_its_tables_are_those_that_the_studies_wrote():
-    tables = re.findall(r"<!-- (results/\S+\.md) -->\n\n((?:\|.*\n)*)", README)
+    tables = re.findall(r"<!-- (results/\S+\.md) -->\n\n((?:\|.*\n)*)", RESULTS)
     assert len(tables) >= 9
     for path, table in tables:
         assert table == (ROOT / path).read_text(), path
 
 
 def test_every_picture_it_shows_is_there():
-    pictures = re.findall(r"!\[.+?\]\((\S+)\)", README)
-    assert len(pictures) >= 5
-    for path in pictures:
-        assert (ROOT / path).is_file(), path
+    found = [
+        folder / path
+        for folder, text in DOCUMENTS.items()
+        for path in re.findall(r"!\[.+?\]\((\S+)\)", text)
+    ]
+    assert len(found) >= 5
+    for path in found:
+        assert path.is_file(), path
 
 
 def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
@@ -66,7 +98,7 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
             "dfms",
         )
     ]
-    assert names == ["digits_soft", "digits_hard", *on_clothes]
+    assert names == [*on_clothes, "digits_soft", "digits_hard"]
     for name, family, labels, queries, *shown in rows:
         folder = ROOT / "results" / family / name
         paths = [folder / f"seed{i}/summary.json" for i in range(3 if family == "digits" else 5)]
@@ -82,13 +114,13 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
 
 def test_the_speeds_of_endpoints_are_those_that_were_kept():
     kept = json.loads((ROOT / "results/bench/cpu_endpoint.json").read_text())["results"]
-    table = README.split("| victim | queries/s |\n|---|---|\n")[1].split("\n\n")[0]
+    table = RESULTS.split("| victim | queries/s |\n|---|---|\n")[1].split("\n\n")[0]
     shown = [line.split(" | ")[1].strip(" |") for line in table.splitlines()]
     assert shown == [f"{row['queries_per_second']:,.0f}" for row in kept]
 
 
 def test_the_races_are_those_that_were_kept():
-    table = README.split("| case | ours | PyTorch |\n")[1].split("\n\n")[0]
+    table = RESULTS.split("| case | ours | PyTorch |\n")[1].split("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)`.*? \| ([\d.,]+) \| ([\d.,]+) \|$", table, re.M)
     kept = {}
     for path in (ROOT / "results/bench").glob("cpu_race_*.json"):
@@ -99,7 +131,7 @@ def test_the_races_are_those_that_were_kept():
 
 
 def test_its_plans_are_those_that_were_kept():
-    rows = re.findall(r"^\| `(\w+)` \| (?:H100|A100|RTX 4090) \| (.*) \|$", README, re.M)
+    rows = re.findall(r"^\| `(\w+)` \| (?:H100|A100|RTX 4090) \| (.*) \|$", RESULTS, re.M)
     assert len(rows) == 15
     for i, (name, numbers) in enumerate(rows):
         plan = json.loads((ROOT / f"results/bench/plan_{name}.json").read_text())["results"][i % 3]

@@ -127,7 +127,7 @@ class Config:
     offline: OfflineConfig = dataclasses.field(default_factory=OfflineConfig)
     guard: str = setting(
         "warn",
-        "what a run does from now on that is stuck, see disguide_jax/guard.py",
+        "what a run does from now on that is stuck, see disguide_jax/run/guard.py",
         one_of=("warn", "restart", "stop", "off"),
         resume=True,
     )

@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, load_script
@@ -12,6 +13,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.files import datasets
 from disguide_jax.run import extraction, watching
 from disguide_jax.run import program as programs
+from disguide_jax.run.compiled import compiled
 from disguide_jax.victims.detectors import DETECTORS, Real, prada
 from disguide_jax.victims.detectors.label_histogram import LabelHistogram, chi_squared_p
 from disguide_jax.victims.detectors.prada import Prada, shapiro_w
@@ -187,7 +189,8 @@ def test_the_stream_is_what_the_run_sends(defence):
     """Three rounds against those of the fused program, whose replay holds their images."""
     program = programs.build(smoke("digits_hard", defence=defence))
     (stage,) = program.stages
-    call, state = make_call(program.call(stage), looped=False), programs.start(program)
+    call = make_call(program.call(stage), looped=False)
+    state = compiled(program).start(jax.random.key(program.config.seed))
     for _ in range(3):
         state, *_ = call(state, program.victim, 1)
     sent = [batch for batch, _ in zip(watching.queries(program), range(3), strict=False)]

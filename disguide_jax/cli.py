@@ -23,6 +23,10 @@ from disguide_jax.settings import RENAMED, REQUIRED, settings
 
 WIDTH = 100  # of --help
 CONFIG = "disguide_jax_config"  # the name of the module that --config is
+_PACKAGE = pathlib.Path(__file__).parent
+CONFIGS = next(  # those that come with the program: in the package, or beside it in a checkout
+    folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -139,6 +143,8 @@ class _ConfigFile[Kind](flags.ArgumentParser[Kind]):
             raise UserError(f"--config is missing\n\n{_usage()}")
         path = paths.expanded(name)
         if not path.is_file():
+            path = _shipped(path) or path
+        if not path.is_file():
             raise UserError(f"--config: {_absent(path)}")
         what = f"{self._kind.__module__}.{self._kind.__name__}"
         wrong = f"--config: {path} is not a file whose get_config(variant) returns a {what}"
@@ -157,6 +163,14 @@ class _ConfigFile[Kind](flags.ArgumentParser[Kind]):
         if isinstance(made, self._kind):
             return made
         raise UserError(f"{wrong}: it returns a {type(made).__name__}")
+
+
+def _shipped(path: pathlib.Path) -> pathlib.Path | None:
+    """The configuration that comes with the program, of NAME, NAME.py or configs/NAME.py."""
+    if path.parent not in (pathlib.Path(), pathlib.Path("configs")):
+        return None
+    found = CONFIGS / f"{path.name.removesuffix('.py')}.py"
+    return found if found.is_file() else None
 
 
 def _module(path: pathlib.Path) -> ModuleType:
@@ -179,8 +193,8 @@ def _absent(path: pathlib.Path) -> str:
     """What to say of a path that is no file, with files of a name like it."""
     if path.is_dir():
         return paths.absent(path)
-    folders = (path.parent, pathlib.Path("configs"))
-    files = {str(file): file.name for folder in folders for file in folder.glob("*.py")}
+    files = {str(file): file.name for file in path.parent.glob("*.py")}
+    files |= {f"configs/{file.name}": file.name for file in CONFIGS.glob("*.py")}
     names = difflib.get_close_matches(f"{path.stem}.py", files.values(), n=1, cutoff=0.7)
     found = [file for file, name in files.items() if name in names]
     near = f"; did you mean {' or '.join(found)}?" if found else ""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_script
 
-from disguide_jax import main
+from disguide_jax import cli, main
 from disguide_jax.config import Config, validate
 from disguide_jax.errors import UserError
 from disguide_jax.run import supervised
@@ -150,3 +150,19 @@ def test_hints_can_be_pasted(here, monkeypatch, capsys):
     load_script("convert_victim").main()
     hint = capsys.readouterr().out.splitlines()[-1].removeprefix("Use it with ")
     assert shlex.split(hint) == [f"--config.victim.weights={here / 'home' / name}"]
+
+
+@pytest.mark.parametrize("name", ["digits_hard", "digits_hard.py", "configs/digits_hard.py"])
+def test_configurations_that_come_with_the_program_are_found_from_anywhere(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    found = cli._ConfigFile(Config).parse(f"{name}:smoke")
+    assert found.name == "digits_hard-smoke"
+    for elsewhere in ("other/digits_hard.py", "/digits_hard.py", "digits_hart.py"):
+        with pytest.raises(UserError, match=f"{elsewhere} is not a file"):
+            cli._ConfigFile(Config).parse(elsewhere)
+    pathlib.Path("digits_hard.py").write_text("get_config = None")
+    if "/" not in name and name.endswith(".py"):  # a file of one's own comes first
+        with pytest.raises(UserError, match="TypeError"):
+            cli._ConfigFile(Config).parse(name)

@@ -1,8 +1,13 @@
 """What the README, and those of results and configurations, say is so."""
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 
+import pytest
 from conftest import ROOT
 
 from disguide_jax.study import reference
@@ -144,3 +149,37 @@ def test_its_plans_are_those_that_were_kept():
             f"{plan['most_queries_per_second']:,.0f}",
             f"{plan['least_hours']:.2f}",
         ]
+
+
+@pytest.mark.slow
+def test_the_commands_of_its_tutorial_end_with_a_report(tmp_path):
+    """As they stand, but for the port, for the smaller variant and for where the report goes."""
+    section = README.split("## Audit your own model")[1].split("\n## ")[0]
+    install, serve, audit = re.findall(r"^(?:pip|python) .*$", section, re.M)
+    assert install == "pip install -e '.[serve]'"
+    options = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "text": True}
+    program, *arguments = shlex.split(serve)
+    assert program == "python"
+    serving = [sys.executable, *arguments, "--port=0"]
+    with subprocess.Popen(serving, stdout=subprocess.PIPE, **options) as server:
+        try:
+            address = re.search(r"http://\S+", server.stdout.readline())[0]
+            program, *arguments = shlex.split(audit)
+            done = subprocess.run(
+                [
+                    *(sys.executable, *arguments[:-1], f"{arguments[-1]}:smoke"),
+                    *(f"--config.victim.endpoint={address}", "--config.victim.weights="),
+                    "--config.victim.model=",
+                    "--config.seeds=0,",
+                    "--config.defences=round",
+                    f"--workdir={tmp_path}",
+                ],
+                capture_output=True,
+                **options,
+            )
+        finally:
+            server.terminate()
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {cell["state"] for cell in report["cells"]} <= {"done", "cannot"}
+    assert "</html>" in (tmp_path / "report.html").read_text()

@@ -52,7 +52,7 @@ def run(config: AuditConfig, workdir: pathlib.Path, command: str) -> dict[str, A
         _refuse_other(config, workdir)
         played = _play_all(config, workdir)
         if not any(each.seeds for each in played):
-            raise UserError("no run has ended:\n" + "\n".join(map(_line, played)))
+            raise UserError("no run has ended:\n" + "\n".join(dict.fromkeys(map(_line, played))))
         found = contents.gather(config, workdir, played, command)
         atomic.write_json(workdir / "report.json", found)
         report.write(found, workdir / "report.html")

@@ -5,6 +5,7 @@ is deterministic: who asks about the same image again is answered the same, so t
 averaged out, and a run that continues is the run that it was.
 """
 
+import abc
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from disguide_jax.files.datasets import Split
 from disguide_jax.options import VictimConfig
 
 
-class Defence(struct.PyTreeNode):
+class Defence(struct.PyTreeNode, abc.ABC):
     """A defence with its numbers, a pytree that can be jitted and vmapped."""
 
+    @abc.abstractmethod
     def __call__(self, images: Array, probs: Array) -> Array:
         """What is sent in place of probabilities.
 
@@ -28,7 +30,6 @@ class Defence(struct.PyTreeNode):
         Returns:
           Probabilities [N, K], of which some may be 0 for being hidden, or labels [N].
         """
-        raise NotImplementedError
 
     def read(self, sent: Array) -> Array:
         """What was sent as whole probabilities [N, K], as an attacker reads it who knows how."""

@@ -10,50 +10,15 @@ python -m disguide_jax.audit --config configs/audit_digits.py
 """
 
 from disguide_jax.audit_config import AuditConfig
-from disguide_jax.presets import audit, digits, select
-
-BUDGET = 9_600
+from disguide_jax.presets import audit, select
 
 
 def get_config(variant: str = "") -> AuditConfig:
     """The configuration, or its variant "smoke"."""
-    soft = digits(
-        "soft",
-        labels="soft",
-        query_budget=BUDGET,
-        generator={"learning_rate": 1e-3, "gray_every": 0},
-        clones={"learning_rate": 0.03},
-        replay={"size": BUDGET},
-    )
-    hard = digits(
-        "hard",
-        labels="hard",
-        query_budget=BUDGET,
-        generator={"learning_rate": 3e-3, "gray_every": 0},
-        clones={"learning_rate": 0.01},
-        replay={"size": BUDGET},
-    )
-    dual_students = digits(
-        "dual_students",
-        labels="soft",
-        query_budget=BUDGET,
-        method="dual_students",
-        generator={"learning_rate": 3e-5, "gray_every": 0},
-        clones={"learning_rate": 0.03, "steps": 5},
-    )
-    dfme = digits(
-        "dfme",
-        labels="soft",
-        query_budget=BUDGET,
-        method="dfme",
-        generator={"learning_rate": 3e-3, "gray_every": 0},
-        clones={"learning_rate": 0.03, "steps": 5},
-        zeroth_order={"directions": 1},
-    )
     config = audit(
         "audit_digits",
-        recipes=(soft, hard, dual_students, dfme),
-        query_budget=BUDGET,
+        recipes=("digits_soft", "digits_hard", "digits_dual_students", "digits_dfme"),
+        query_budget=9_600,
         attacks=("disguide", "dual_students", "dfme", "random", "shapes", "knockoff"),
         defences=(
             "round",

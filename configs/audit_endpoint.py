@@ -11,32 +11,15 @@ python -m disguide_jax.audit --config configs/audit_endpoint.py
 """
 
 from disguide_jax.audit_config import AuditConfig
-from disguide_jax.presets import audit, endpoint, select
-
-BUDGET = 9_600
-ADDRESS = "http://127.0.0.1:8501/v1/models/victim:predict"
+from disguide_jax.presets import audit, select
 
 
 def get_config(variant: str = "") -> AuditConfig:
     """The configuration, or its variant "smoke"."""
-    made_by = (
-        "python scripts/serve_victim.py --weights embedded:digits-lenet5.safetensors "
-        "--dataset digits"
-    )
-    soft = endpoint("soft", endpoint=ADDRESS, made_by=made_by, query_budget=BUDGET)
-    hard = endpoint(
-        "hard",
-        endpoint=ADDRESS,
-        made_by=made_by,
-        query_budget=BUDGET,
-        labels="hard",
-        generator={"learning_rate": 3e-3, "gray_every": 0},
-        clones={"learning_rate": 0.01},
-    )
     config = audit(
         "audit_endpoint",
-        recipes=(soft, hard),
-        query_budget=BUDGET,
+        recipes=("endpoint_http", "digits_hard"),
+        query_budget=9_600,
         defences=("round", "top_k", "noise"),
         seeds=(0, 1),
         queries_per_second=10.0,

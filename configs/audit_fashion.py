@@ -9,33 +9,15 @@ python -m disguide_jax.audit --config configs/audit_fashion.py
 """
 
 from disguide_jax.audit_config import AuditConfig
-from disguide_jax.presets import audit, fashion, select
-
-BUDGET = 50_000
+from disguide_jax.presets import audit, select
 
 
 def get_config(variant: str = "") -> AuditConfig:
     """The configuration, or its variant "smoke"."""
-    soft = fashion(
-        "soft",
-        labels="soft",
-        query_budget=BUDGET,
-        generator={"learning_rate": 1e-3},
-        clones={"learning_rate": 0.1},
-        replay={"size": BUDGET},
-    )
-    hard = fashion(
-        "hard",
-        labels="hard",
-        query_budget=BUDGET,
-        generator={"learning_rate": 1e-3},
-        clones={"learning_rate": 0.03},
-        replay={"size": BUDGET},
-    )
     config = audit(
         "audit_fashion",
-        recipes=(soft, hard),
-        query_budget=BUDGET,
+        recipes=("fashion_soft", "fashion_hard"),
+        query_budget=50_000,
         defences=("round", "top_k", "label_only", "noise", "reverse_sigmoid", "misinformation"),
         seeds=(0, 1, 2),
         price_per_1000=1.0,

@@ -4,7 +4,7 @@ import dataclasses
 from typing import final
 
 from disguide_jax.config import DATA_DIR, MAX_QUERIES, MAX_SEED, Config, are_seeds, is_file_name
-from disguide_jax.options import VictimConfig
+from disguide_jax.options import SOFT_LOSSES, VictimConfig
 from disguide_jax.settings import REQUIRED, setting
 
 ANSWERS = ("soft", "hard")
@@ -81,6 +81,14 @@ class AuditConfig:
         "that are tried; the numbers of each are keys of victim, such as victim.noise_scale",
         fits=_are_different,
         must_be="different names",
+        resume=True,
+    )
+    adaptive_losses: tuple[str, ...] = setting(
+        ("cross_entropy",),
+        "that the clones of the first method learn by, too, as an attacker may who distrusts "
+        "probabilities, behind defences and without; (): those of the recipes alone",
+        fits=lambda losses: _are_different(losses) and set(losses) <= set(SOFT_LOSSES),
+        must_be=f"some of {SOFT_LOSSES}",
         resume=True,
     )
     seeds: tuple[int, ...] = setting(

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import difflib
 import hashlib
-import importlib.machinery
 import os
 import pathlib
 import re
@@ -12,21 +11,15 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
-from types import ModuleType
 
 from absl import flags
 from ml_collections import config_flags
 
-from disguide_jax import paths
+from disguide_jax import paths, shipped
 from disguide_jax.errors import UserError, exit_status
 from disguide_jax.settings import RENAMED, REQUIRED, settings
 
 WIDTH = 100  # of --help
-CONFIG = "disguide_jax_config"  # the name of the module that --config is
-_PACKAGE = pathlib.Path(__file__).parent
-CONFIGS = next(  # those that come with the program: in the package, or beside it in a checkout
-    folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()
-)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -149,7 +142,7 @@ class _ConfigFile[Kind](flags.ArgumentParser[Kind]):
         what = f"{self._kind.__module__}.{self._kind.__name__}"
         wrong = f"--config: {path} is not a file whose get_config(variant) returns a {what}"
         try:
-            module = _module(path)
+            module = shipped.run(path)
             if not hasattr(module, "get_config"):
                 raise UserError(f"{wrong}: it has no get_config")
             made = module.get_config(*variant)
@@ -169,16 +162,8 @@ def _shipped(path: pathlib.Path) -> pathlib.Path | None:
     """The configuration that comes with the program, of NAME, NAME.py or configs/NAME.py."""
     if path.parent not in (pathlib.Path(), pathlib.Path("configs")):
         return None
-    found = CONFIGS / f"{path.name.removesuffix('.py')}.py"
+    found = shipped.CONFIGS / f"{path.name.removesuffix('.py')}.py"
     return found if found.is_file() else None
-
-
-def _module(path: pathlib.Path) -> ModuleType:
-    """What a file of Python defines, whatever its name ends with."""
-    module = sys.modules[CONFIG] = ModuleType(CONFIG)
-    module.__file__ = str(path)
-    importlib.machinery.SourceFileLoader(CONFIG, str(path)).exec_module(module)
-    return module
 
 
 def _fault(path: pathlib.Path, error: BaseException) -> str:
@@ -194,7 +179,7 @@ def _absent(path: pathlib.Path) -> str:
     if path.is_dir():
         return paths.absent(path)
     files = {str(file): file.name for file in path.parent.glob("*.py")}
-    files |= {f"configs/{file.name}": file.name for file in CONFIGS.glob("*.py")}
+    files |= {f"configs/{file.name}": file.name for file in shipped.CONFIGS.glob("*.py")}
     names = difflib.get_close_matches(f"{path.stem}.py", files.values(), n=1, cutoff=0.7)
     found = [file for file, name in files.items() if name in names]
     near = f"; did you mean {' or '.join(found)}?" if found else ""

@@ -16,6 +16,7 @@ MODELS = (
     "(also with _tv, _c100); densenet121 (also with _tv, _tv_pool, _c100); lenet5, lenet5_half; or "
     "package.module:Name, a Flax module; see disguide_jax/models"
 )
+SOFT_LOSSES = ("l1", "cross_entropy", "kl")
 SIZES = range(8, 225, 4)  # pixels, that height and width of all images may have
 SIZES_IN_WORDS = f"a multiple of {SIZES.step} from {SIZES[0]} to {SIZES[-1]}"
 
@@ -216,7 +217,7 @@ class ClonesConfig:
     soft_loss: str = setting(
         "l1",
         "for soft labels; the paper says cross_entropy",
-        one_of=("l1", "cross_entropy", "kl"),
+        one_of=SOFT_LOSSES,
     )
     temperature: float = setting(
         1.0, "of cross_entropy and kl: above 1 the victim's less likely classes count more", above=0

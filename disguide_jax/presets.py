@@ -8,6 +8,7 @@ import copy
 import dataclasses
 from typing import Any
 
+from disguide_jax import shipped
 from disguide_jax.audit_config import AuditConfig
 from disguide_jax.config import Config, VictimTrainingConfig
 from disguide_jax.errors import UserError
@@ -88,11 +89,12 @@ def fashion(name: str, **settings: Any) -> Config:
     return _combine(_embedded("fashion_mnist") | {"name": name} | preset, settings)
 
 
-def audit(name: str, *, recipes: tuple[Config, ...], **settings: Any) -> AuditConfig:
-    """Audits the victim of the first of these runs, on its data set."""
-    first = recipes[0]
+def audit(name: str, *, recipes: tuple[str, ...], **settings: Any) -> AuditConfig:
+    """Audits the victim of the first of some configs/RECIPE.py, by the methods of all of them."""
+    configs = tuple(shipped.load(recipe) for recipe in recipes)
+    first = configs[0]
     known: dict[str, Any] = {"victim": copy.deepcopy(first.victim), "dataset": first.dataset}
-    return AuditConfig(name=name, recipes=recipes, **known | settings)
+    return AuditConfig(name=name, recipes=configs, **known | settings)
 
 
 def smoke(config: Config) -> Config:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 SEEDS = [0, 1, 2]
+LEARNT_FROM = {"random": "random pixels", "shapes": "random shapes", "knockoff": "real images"}
 
 
 def make_run(seed, accuracy, fidelity, *, queries_to=(None, None, None), transfer=0.6):
@@ -36,6 +37,7 @@ def make_cell(attack, runs, *, answers="soft", defence="", role="attack", **chan
         "attack": attack,
         "about": f"The attack {attack} is described in one sentence.",
         "role": role,
+        "learnt_from": LEARNT_FROM.get(attack, ""),
         "answers": answers,
         "defence": defence,
         "about_defence": f"{defence} in words" if defence else "",

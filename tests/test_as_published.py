@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import tiny
 
+from disguide_jax import shipped
 from disguide_jax.config import Config
 from disguide_jax.core import images
 from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import evaluate
 from disguide_jax.run.progress import Progress
-from disguide_jax.study import paper, results
+from disguide_jax.study import paper
 
 DEFAULTS = {  # METHODS: what the authors' code does
     "method": "disguide",
@@ -78,7 +79,7 @@ def test_defaults_are_those_of_the_authors_code(key):
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_configurations_change_what_the_paper_says_and_nothing_else(name):
     dataset, labels, budget, diversity_weight, victim = PAPER[name]
-    config = results.load_config(name)
+    config = shipped.load(name)
     assert (config.dataset, config.labels, config.query_budget) == (dataset, labels, budget)
     assert config.victim.weights == f"victims/{victim}.safetensors"
     assert config.victim.model == victim.split("-")[1]

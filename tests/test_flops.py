@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from disguide_jax import shipped
 from disguide_jax.study import flops
-from disguide_jax.study.results import Cell, load_config
+from disguide_jax.study.results import Cell
 
 
 def conv(x, k, stride=1, groups=1):
@@ -86,7 +87,7 @@ def test_an_extraction_costs_what_its_header_says(monkeypatch):
 
 
 def test_a_training_costs_what_its_header_says():
-    config = load_config("victim_c10_r34")
+    config = shipped.load("victim_c10_r34")
     assert flops.training_flops(config) == pytest.approx(8.4e16, rel=0.01)
 
 

@@ -8,7 +8,7 @@ import tiny
 from conftest import ROOT, load_script
 from test_choose import plain
 
-from disguide_jax import models
+from disguide_jax import models, shipped
 from disguide_jax.config import ClonesConfig, DisguideConfig, ReplayConfig
 from disguide_jax.core import images, learn, losses, replay, streams
 from disguide_jax.errors import UserError
@@ -18,7 +18,6 @@ from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import extraction
 from disguide_jax.run import program as parts
 from disguide_jax.settings import set_value
-from disguide_jax.study import results
 
 
 def play(config, answer=tiny.brightness, *, replayed=0):
@@ -235,7 +234,7 @@ def test_more_top_classes_than_there_are_are_refused():
     ],
 )
 def test_what_would_be_ignored_is_refused(changes, message):
-    config = results.load_config("digits_hard")
+    config = shipped.load("digits_hard")
     for key, value in changes.items():
         set_value(config, key, value)
     with pytest.raises(UserError) as error:

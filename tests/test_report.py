@@ -169,7 +169,7 @@ def test_the_verdict_by_hand():
     assert findings.verdict(make_report()) == (
         "With 20,000 queries, at a price of 30.00 and within 0.023 days (33 minutes), the attack "
         "disguide, shown the probabilities of all classes, made a copy that answers like the "
-        "victim on 92.0 % of the test images; a copy trained on random images does so on 43.0 %, "
+        "victim on 92.0 % of the test images; a copy trained on random pixels does so on 43.0 %, "
         "and a copy trained on real images does so on 96.0 %."
     )
 
@@ -179,7 +179,7 @@ def test_the_verdict_is_about_the_most_faithful_attack():
     made["cells"].append(make_cell("maze", make_runs([0.9] * 3, [0.99] * 3), answers="hard"))
     said = findings.verdict(made)
     assert "the attack maze, shown the likeliest class alone" in said
-    assert "copies trained on random images or on real images were not measured" in said
+    assert "copies trained on made-up images or on real images were not measured" in said
 
 
 def test_facts_by_hand():
@@ -197,7 +197,7 @@ def test_facts_by_hand():
     )
     # Welch by hand: variances 0.0004 and 0.0001, both of three
     assert facts["What the method adds"] == (
-        "Beside random images, 49.0 ± 4.2 percentage points of fidelity."
+        "Beside a copy trained on random pixels, 49.0 ± 4.2 percentage points of fidelity."
     )
     assert "mislead the victim in 60.0 % of cases" in facts["What the copy is good for"]
     assert facts["Would it be noticed?"] == (
@@ -209,7 +209,7 @@ def test_facts_by_hand():
 def test_an_attack_that_adds_nothing_is_called_so():
     made = make_report()
     made["cells"][4]["runs"] = make_runs([0.8] * 3, [0.88, 0.93, 0.94])
-    assert "No more than random images give" in dict(findings.facts(made))["What the method adds"]
+    assert "No more than random pixels give" in dict(findings.facts(made))["What the method adds"]
 
 
 def test_intervals_by_hand():
@@ -376,8 +376,8 @@ def test_what_is_missing_is_said():
     page = Page(report.page(made))
     assert findings.verdict(made) == (
         "With 20,000 queries, the attack disguide, shown the probabilities of all classes, made a "
-        "copy that answers like the victim on 90.0 % of the test images; copies trained on random "
-        "images or on real images were not measured."
+        "copy that answers like the victim on 90.0 % of the test images; copies trained on "
+        "made-up images or on real images were not measured."
     )
     for said in (
         "no labelled test images, so that only fidelity is known",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from disguide_jax import shipped
 from disguide_jax.config import ClonesConfig, DisguideConfig, ReplayConfig, ScheduleConfig
 from disguide_jax.core import images, learn, replay, streams
 from disguide_jax.core import stages as stages_lib
@@ -15,7 +16,6 @@ from disguide_jax.core.exchange import make_call
 from disguide_jax.errors import UserError
 from disguide_jax.methods import disguide
 from disguide_jax.run import program as parts
-from disguide_jax.study import results
 
 VICTIM = jax.tree_util.Partial(tiny.brightness)
 
@@ -247,7 +247,7 @@ def test_the_schedule_in_blocks_is_the_authors_and_never_begins_reduced(budget, 
 
 
 def test_c10_hard_goes_by_the_authors_blocks():
-    config = results.load_config("c10_hard")
+    config = shipped.load("c10_hard")
     tx = parts.make_optimizers(config, parts.stages_of(config)[0])
     rates = [float(tx.clones_rate(r)) for r in (0, 12_449, 12_450, 25_049, 25_050)]
     np.testing.assert_allclose(rates, [0.03, 0.03, 0.009, 0.009, 0.0027], rtol=1e-5)

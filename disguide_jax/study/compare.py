@@ -3,9 +3,10 @@
 import pathlib
 from collections.abc import Sequence
 
+from disguide_jax import shipped
 from disguide_jax.errors import UserError
 from disguide_jax.study import cluster, flops, intervals, tables
-from disguide_jax.study.results import ROOT, Cell, Result, load_all, run_missing
+from disguide_jax.study.results import Cell, Result, load_all, run_missing
 
 SHARES = (0.8, 0.9, 0.95)  # of the victim's accuracy, whose queries are compared
 COLLAPSED = 0.5  # a run is called so when it ends below this share of the victim's accuracy
@@ -39,7 +40,7 @@ def compare(
     Raises:
       UserError: there is nothing to compare, it cannot be compared, or a run failed.
     """
-    names = sorted(path.stem for path in (ROOT / "configs").glob(f"{family}_*.py"))
+    names = sorted(path.stem for path in shipped.CONFIGS.glob(f"{family}_*.py"))
     if not names:
         raise UserError(f"--family {family}: there is no configs/{family}_*.py")
     if seeds < 1:

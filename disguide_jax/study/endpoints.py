@@ -18,8 +18,8 @@ from disguide_jax.run import extraction, paying, program
 from disguide_jax.run.compiled import compiled
 from disguide_jax.run.program import Program
 from disguide_jax.study import measure
+from disguide_jax.study.launch import ROOT
 from disguide_jax.study.measure import Row
-from disguide_jax.study.results import ROOT
 from disguide_jax.victims import export, network, serve
 from disguide_jax.victims.contract import Contract
 from disguide_jax.victims.host import Function

@@ -10,7 +10,7 @@ Report = dict[str, Any]  # of format 1, as the audit writes it
 Cell = dict[str, Any]  # one of report["cells"]
 
 FEWEST_SEEDS = 3  # of which an interval is given
-ROLES = {"baseline": "random images", "upper_bound": "real images"}
+ROLES = {"baseline": "made-up images", "upper_bound": "real images"}
 ANSWERS = {
     "soft": "shown the probabilities of all classes",
     "hard": "shown the likeliest class alone",
@@ -147,7 +147,7 @@ def _compared(report: Report, best: Cell) -> str:
     if not any(found.values()):
         return f"copies trained on {' or on '.join(found)} were not measured"
     return ", and ".join(
-        f"a copy trained on {images} does so on {100 * fidelity(cell):.1f} %"
+        f"a copy trained on {cell['learnt_from']} does so on {100 * fidelity(cell):.1f} %"
         if cell
         else f"a copy trained on {images} was not measured"
         for images, cell in found.items()
@@ -202,10 +202,10 @@ def _how_soon(report: Report, cell: Cell) -> str:
 
 def _added(best: Cell, baseline: Cell) -> str:
     lowered, half = advantage(best, baseline)
-    said = points(lowered, half)
+    said, made_up = points(lowered, half), baseline["learnt_from"]
     if lowered <= (half or 0):
-        return f"No more than random images give, as far as the seeds can tell: {said} of fidelity."
-    return f"Beside random images, {said} of fidelity."
+        return f"No more than {made_up} give, as far as the seeds can tell: {said} of fidelity."
+    return f"Beside a copy trained on {made_up}, {said} of fidelity."
 
 
 def _noticed(report: Report, cell: Cell) -> str:

@@ -27,9 +27,9 @@ WORDS = {
     "Fidelity": "The share of test images on which the copy and the victim name the same class, "
     "whether it is right or wrong.",
     "Accuracy": "The share of test images on which a model names the right class.",
-    "Random images and real images": "Two copies for comparison: one is trained on the victim's "
-    "answers to random images, which is what anyone can do, and one on its answers to real images, "
-    "which an attacker may not have.",
+    "Made-up images and real images": "Copies for comparison, trained on the victim's answers to "
+    "images that no method has chosen: to random pixels and random shapes, which anyone can make, "
+    "and to real images, which an attacker may not have.",
     "Defence and detector": "A defence changes what the victim answers. A detector watches the "
     "queries and gives an alarm when they look like an attack.",
     "FGSM and PGD": "Two ways of changing an image slightly, so that the copy is mistaken: in one "

@@ -9,11 +9,7 @@ from disguide_jax.study.findings import Cell, Report
 from disguide_jax.study.markup import Column, Entry, Html, table, tag
 
 PARTS = {"0.8": "80 %", "0.9": "90 %", "0.95": "95 %"}
-ROLES = {
-    "attack": "",
-    "baseline": "baseline: random images",
-    "upper_bound": "upper bound: real images",
-}
+ROLES = {"attack": "", "baseline": "baseline", "upper_bound": "upper bound"}
 INTERVAL = "± is half the 95 % interval over seeds; of fewer than three each value is shown."
 
 
@@ -38,7 +34,8 @@ def attacks(report: Report) -> Html:
     ]
     rows = []
     for cell in _in_order(report):
-        row = [Entry(cell["attack"], note=ROLES[cell["role"]]), Entry(cell["answers"])]
+        role = ": ".join(filter(None, (ROLES[cell["role"]], cell["learnt_from"])))
+        row = [Entry(cell["attack"], note=role), Entry(cell["answers"])]
         if not _ran(cell):
             said = Entry({"cannot": "cannot be"}.get(cell["state"], "failed"), link="failed")
             rows.append([*row, said, *[Entry("")] * (len(columns) - 3)])

@@ -6,13 +6,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from disguide_jax import shipped
 from disguide_jax.errors import UserError
 from disguide_jax.files import weights
 from disguide_jax.run import needs
 from disguide_jax.study import cluster, flops, tables
-from disguide_jax.study.launch import Launcher, Task
+from disguide_jax.study.launch import ROOT, Launcher, Task
 from disguide_jax.study.paper import FULL, MEDIUM, REHEARSAL, SMALL, VICTIM_MARGIN, VICTIMS
-from disguide_jax.study.results import ROOT, Cell, Result, load_all, load_config, run_missing
+from disguide_jax.study.results import Cell, Result, load_all, run_missing
 from disguide_jax.study.studies import STUDIES
 
 SCALES = (FULL, MEDIUM, SMALL, REHEARSAL)
@@ -144,7 +145,7 @@ def training(made_by: str, *, data_dir: str, folder: pathlib.Path, announced: bo
     name = pathlib.Path(config).name
     if announced:
         print(shlex.join(["python", script, option, config, *options]), flush=True)
-        training = load_config(name.replace(".py", ""))
+        training = shipped.load(name.replace(".py", ""))
         hours = flops.least_hours(flops.training_flops(training), training.precision)
         print(f"That takes at least {hours:.2g} h: its FLOPs, as matrix products.", flush=True)
     command = (sys.executable, str(ROOT / script), option, str(ROOT / config), *options)

@@ -6,7 +6,6 @@ RESULTS/<family>/<cell>/seed<N>/, and everything shown is computed from these fi
 
 import contextlib
 import functools
-import importlib.util
 import json
 import pathlib
 import sys
@@ -15,23 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from disguide_jax import shipped
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
 from disguide_jax.files import workdir
 from disguide_jax.run import pictures
 from disguide_jax.settings import set_value
-from disguide_jax.study.launch import ROOT, Launcher, Run, Task, local
-
-
-def load_config(name: str) -> Any:
-    """What configs/NAME.py returns; of "NAME:VARIANT" that variant."""
-    file, _, variant = name.partition(":")
-    spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
-    if spec is None or spec.loader is None:
-        raise AssertionError(f"configs/{file}.py is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+from disguide_jax.study.launch import Launcher, Run, Task, local
 
 
 class Cell(NamedTuple):
@@ -53,7 +42,7 @@ class Cell(NamedTuple):
     def arguments(self, *seeds: int) -> list[str]:
         """What the program is told."""
         file, _, variant = self.config.partition(":")
-        path = ROOT / "configs" / f"{file}.py"
+        path = shipped.CONFIGS / f"{file}.py"
         if path.is_relative_to(pathlib.Path.cwd()):
             path = path.relative_to(pathlib.Path.cwd())
         overrides = (f"--config.{key}={value}" for key, value in self.overrides)
@@ -64,7 +53,7 @@ class Cell(NamedTuple):
 
     def load(self, seed: int) -> Config:
         """The configuration of one run, without running it."""
-        config = load_config(self.config)
+        config = shipped.load(self.config)
         for key, value in (*self.overrides, ("seed", seed)):
             set_value(config, key, value)
         return config

@@ -15,8 +15,8 @@ import numpy as np
 from disguide_jax.config import Config
 from disguide_jax.errors import UserError
 from disguide_jax.study import measure
+from disguide_jax.study.launch import ROOT
 from disguide_jax.study.measure import Row
-from disguide_jax.study.results import ROOT
 
 SEEDS = (0, 1, 2, 3, 4)
 FILE = """import pathlib

@@ -1,9 +1,9 @@
 """What benchmarks there are and what they measure when they are not told; it needs no JAX."""
 
 import os
-import pathlib
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+from disguide_jax import shipped
+
 SUITES = ("clone_step", "round", "replay", "checkpoint", "endpoint", "seeds", "plan")
 NARROW = (
     "--config.victim.weights=random",
@@ -27,5 +27,5 @@ def default_config() -> tuple[str, ...]:
     """The arguments that name what is measured when nothing is named."""
     from disguide_jax.core import backend  # which is JAX
 
-    full = f"--config={os.path.relpath(CONFIGS / 'c10_soft.py')}"
+    full = f"--config={os.path.relpath(shipped.CONFIGS / 'c10_soft.py')}"
     return (full, *NARROW) if backend.loops_are_slow() else (full,)

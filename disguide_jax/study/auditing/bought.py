@@ -1,6 +1,6 @@
 """Attacks without a method: images that were there before, labelled by the victim, learnt from.
 
-They tell what a method adds. Random images are the baseline that costs no thought, real ones of
+They tell what a method adds. Made-up images are the baseline that costs no thought, real ones of
 the victim's own kind the bound that data would give. The images are sent through the ledger,
 which counts each of them, and become a transfer set; the same clones then make as many updates on
 it as in a run of the method that they stand beside.
@@ -35,6 +35,7 @@ class Kind(NamedTuple):
     """One source of images."""
 
     role: str
+    images_in_words: str
     about: str
     images: Callable[[Config, Task, int], np.ndarray]  # seed and data set, number at most -> uint8
 
@@ -63,17 +64,20 @@ def _real(config: Config, task: Task, num: int) -> np.ndarray:
 KINDS = {
     "random": Kind(
         "baseline",
+        "random pixels",
         "Uniformly random pixels, labelled by the victim: what comes of no method at all.",
         _noise,
     ),
     "shapes": Kind(
         "baseline",
+        "random shapes",
         "Random smooth shapes on black, labelled by the victim: what made-up images give without "
         "a generator that learns.",
         _shapes,
     ),
     "knockoff": Kind(
         "upper_bound",
+        "real images",
         "Real images of the victim's own training data, labelled by the victim: what an attacker "
         "reaches who has the data. There may be fewer of them than the budget pays for.",
         _real,

@@ -25,21 +25,27 @@ class Cell(NamedTuple):
     attack: str
     answers: str
     defence: str = ""  # none
+    loss: str = ""  # of the clones; "": the recipe's
 
     @property
     def slug(self) -> str:
         """The name of its folder."""
         return "-".join(filter(None, self))
 
+    @property
+    def attacker(self) -> str:
+        """The attack as it is told from others."""
+        return f"{self.attack} with {self.loss}" if self.loss else self.attack
+
     def __str__(self) -> str:
         behind = f" behind {self.defence}" if self.defence else ""
-        return f"{self.attack}, {self.answers} answers{behind}"
+        return f"{self.attacker}, {self.answers} answers{behind}"
 
 
 def spelled_out(config: AuditConfig) -> AuditConfig:
     """A copy in which names that a command line gives as a,b are single ones."""
     config = copy.deepcopy(config)
-    for key in ("attacks", "answers", "defences"):
+    for key in ("attacks", "answers", "defences", "adaptive_losses"):
         names = (name.strip() for text in getattr(config, key) for name in text.split(","))
         set_value(config, key, tuple(filter(None, names)))
     return config
@@ -76,12 +82,26 @@ def validate(config: AuditConfig) -> None:
 
 
 def cells_of(config: AuditConfig) -> list[Cell]:
-    """Every attack without a defence, then the first method against every defence."""
+    """Every attack without a defence, then the first method against every defence.
+
+    The first method is run on soft answers once more with each adaptive loss, where it can be.
+    """
     found = [Cell(attack, a) for a in config.answers for attack in config.attacks]
     method = tried_on_defences(config)
-    if method:
-        found += [Cell(method, a, name) for name in config.defences for a in config.answers]
+    if method is None:
+        return found
+    for defence in ("", *config.defences):
+        if defence:
+            found += [Cell(method, a, defence) for a in config.answers]
+        if "soft" in config.answers:
+            adapted = (Cell(method, "soft", defence, loss) for loss in config.adaptive_losses)
+            found += [cell for cell in adapted if _is_another(config, cell)]
     return found
+
+
+def _is_another(config: AuditConfig, adapted: Cell) -> bool:
+    """Whether a cell can be, and its loss is not what the recipe has anyway."""
+    return adapted.loss != _recipe(config, adapted).clones.soft_loss and _can_be(config, adapted)
 
 
 def tried_on_defences(config: AuditConfig) -> str | None:
@@ -103,6 +123,12 @@ def config_of(audit: AuditConfig, cell: Cell) -> Config:
     every = max(1, audit.query_budget // LOGGED)
     config.log_every_queries = config.evaluate_every_queries = every
     config.checkpoint_every_queries = max(1, audit.query_budget // 2)
+    if METHODS[config.method].keeps_replay:
+        config.replay.size = max(config.batch_size, min(config.replay.size, audit.query_budget))
+    if cell.loss:  # without the numbers of others
+        config.clones = dataclasses.replace(
+            config.clones, soft_loss=cell.loss, temperature=1.0, top_classes=0
+        )
     _forget_other_defences(config, cell.defence)
     if cell.defence:
         kind = DEFENCES[cell.defence]
@@ -154,12 +180,18 @@ def role(attack: str) -> str:
     return bought.KINDS[attack].role if attack in bought.KINDS else "attack"
 
 
-def about(attack: str) -> str:
-    """What an attack is, in a sentence."""
-    if attack in bought.KINDS:
-        return bought.KINDS[attack].about
-    text = sys.modules[METHODS[attack].make_round.__module__].__doc__ or attack
-    return " ".join(text.split("\n\n")[0].split())
+def learnt_from(attack: str) -> str:
+    """The images of a baseline or an upper bound in words; "" of a method, which makes its own."""
+    return bought.KINDS[attack].images_in_words if attack in bought.KINDS else ""
+
+
+def about(cell: Cell) -> str:
+    """What the attack of a cell is, in a sentence or two."""
+    if cell.attack in bought.KINDS:
+        return bought.KINDS[cell.attack].about
+    text = sys.modules[METHODS[cell.attack].make_round.__module__].__doc__ or cell.attack
+    text = " ".join(text.split("\n\n")[0].split())
+    return f"{text} Its clones learn by {cell.loss} here." if cell.loss else text
 
 
 def about_defence(audit: AuditConfig, name: str) -> str:
@@ -220,6 +252,8 @@ def not_tested(config: AuditConfig) -> list[str]:
         )
     else:
         left.append("No detector was run.")
-    left.append("Attackers who adapt to a defence or hide from a detector were not tried.")
+    losses = dict.fromkeys(cell.loss for cell in cells_of(config) if cell.loss)
+    but = f" other than by learning with {' or '.join(losses)}" if losses else ""
+    left.append(f"Attackers who adapt to a defence{but} or hide from a detector were not tried.")
     left.append(f"Budgets other than {config.query_budget:,} queries were not tried.")
     return left

@@ -112,9 +112,10 @@ def _cell(known: _Known, played: Played) -> dict[str, Any]:
             lambda: provider.watch(played.run_config(seed), played.ledger(seed)),
         )
     return {
-        "attack": cell.attack,
-        "about": cells.about(cell.attack),
+        "attack": cell.attacker,
+        "about": cells.about(cell),
         "role": cells.role(cell.attack),
+        "learnt_from": cells.learnt_from(cell.attack),
         "answers": cell.answers,
         "defence": cell.defence,
         "about_defence": cells.about_defence(known.config, cell.defence),
@@ -139,7 +140,8 @@ def _run(known: _Known, played: Played, seed: int) -> dict[str, Any]:
     )
     command = (
         f"{known.command} --config.attacks={cell.attack} --config.answers={cell.answers} "
-        f"--config.defences={cell.defence} --config.seeds={seed}"
+        f"--config.defences={cell.defence} --config.adaptive_losses={cell.loss} "
+        f"--config.seeds={seed}"
     )
     return {
         "seed": seed,

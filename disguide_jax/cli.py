@@ -1,10 +1,6 @@
 """Command lines of the form `--config FILE[:variant] [--config.key=value ...]`."""
 
-import contextlib
-import ctypes
 import difflib
-import hashlib
-import os
 import pathlib
 import re
 import sys
@@ -15,12 +11,11 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from disguide_jax import paths, shipped
+from disguide_jax import paths, process, shipped
 from disguide_jax.errors import UserError, exit_status
 from disguide_jax.settings import RENAMED, REQUIRED, settings
 
 WIDTH = 100  # of --help
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def run[Kind](
@@ -51,48 +46,8 @@ def call[Kind](
     if default and not named:
         sys.argv[1:1] = default()
     _parse(values, kind)
-    keep_compiled()
-    keep_memory()
+    process.prepare()
     return main(values, values.config)
-
-
-def keep_compiled() -> None:
-    """Lets the next process find what this one compiles, in $XDG_CACHE_HOME or ~/.cache.
-
-    JAX_COMPILATION_CACHE_DIR has the last word; where nothing can be written nothing is kept.
-    """
-    import jax  # takes a second, and --help needs none
-
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or none of ours
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = pathlib.Path(home, "disguide_jax", f"compiled-{_processor()}")
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def keep_memory() -> None:
-    """Lets the C library reuse what is freed.
-
-    Each call of a compiled round takes its scratch memory anew. From 32 MB on glibc gives it
-    back to the system in between, which clears every page before the next call.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def _processor() -> str:
-    """Of what a CPU can do: programs for another one would crash here, and homes are shared."""
-    with contextlib.suppress(OSError):
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-        return hashlib.sha256(features.encode()).hexdigest()[:8]
-    return os.uname().machine
 
 
 def describe_keys(kind: type) -> str:

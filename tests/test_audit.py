@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, load_script
+from conftest import ROOT
 from flax import struct
 
 from disguide_jax import audit as program
+from disguide_jax import shipped
 from disguide_jax.audit_config import TransferConfig
 from disguide_jax.core import adversarial, pixels
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, transfer
-from disguide_jax.run import asked
+from disguide_jax.run import asked, extraction
 from disguide_jax.run import program as programs
 from disguide_jax.settings import set_value
 from disguide_jax.study.auditing import audit, bought, cells, measures, runs
@@ -31,7 +32,8 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("audit_*.py"))
 
 
 def config_of(name="audit_digits", variant="smoke", **changes):
-    config = load_script(ROOT / f"configs/{name}.py").get_config(variant)
+    config = shipped.load(f"{name}:{variant}")
+    config.jobs = 1
     for key, value in changes.items():
         set_value(config, key.replace("__", "."), value)
     return config
@@ -288,7 +290,8 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(config, *arguments):
-        argv = ["audit", f"--config={ROOT / 'configs' / config}", "--workdir=w", *arguments]
+        argv = ["audit", f"--config={ROOT / 'configs' / config}", "--workdir=w"]
+        argv += ["--config.jobs=1", *arguments]  # here, where faults are made
         monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as exit_:
             program.run()
@@ -347,6 +350,29 @@ def test_a_bought_run_that_has_ended_is_found_so(tmp_path, capsys):
     assert "is finished" in (tmp_path / "output.txt").read_text()
     assert played.seeds == (0,)
     assert capsys.readouterr().out == "", "a run speaks to output.txt"
+
+
+@pytest.mark.parametrize("when", ["before its first round", "after its last round"])
+def test_an_audit_that_is_told_to_stop_begins_no_other_cell(run, tmp_path, monkeypatch, when):
+    where = (programs, "build") if when == "before its first round" else (extraction, "conclude")
+    function = getattr(*where)
+
+    def told(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments)
+
+    monkeypatch.setattr(*where, told)
+    before = signal.getsignal(signal.SIGTERM)
+    cut = ("--config.attacks=disguide,dfme", "--config.defences=", "--config.seeds=0")
+    status, out, err = run("audit_digits.py:smoke", *cut, "--config.answers=soft")
+    assert status == 128 + signal.SIGTERM
+    assert "cell 1 of 3" in out
+    assert "cell 2 of 3" not in out
+    assert "Stopping once this is saved" in err
+    assert "Stopped after" in out + err
+    assert signal.getsignal(signal.SIGTERM) == before
+    ended = (tmp_path / "w/cells/disguide-soft/seed0/summary.json").exists()
+    assert ended == (when == "after its last round")
 
 
 @pytest.mark.slow

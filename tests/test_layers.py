@@ -17,7 +17,17 @@ ROOMS = {  # what each may import of the project, beside itself
     "files": {"core", *TOLD},
     "run": {"core", "methods", "models", "victims", "files", *TOLD},
     "study": {
-        *("core", "methods", "models", "victims", "files", "run", "audit_config", "shipped"),
+        *(
+            "core",
+            "methods",
+            "models",
+            "victims",
+            "files",
+            "run",
+            "audit_config",
+            "shipped",
+            "process",
+        ),
         *TOLD,
     },
     "presets": {"audit_config", "shipped", *TOLD},
@@ -28,7 +38,8 @@ ROOMS = {  # what each may import of the project, beside itself
     "errors": set(),
     "paths": {"errors"},
     "shipped": set(),
-    "cli": {"shipped", *TOLD},
+    "process": set(),
+    "cli": {"process", "shipped", *TOLD},
     "main": {"cli", "run", *TOLD},
     "audit": {"cli", "study", "audit_config", *TOLD},
 }

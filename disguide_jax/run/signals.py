@@ -1,23 +1,36 @@
 """Being asked to stop: the call under way is finished, everything is saved."""
 
 import contextlib
+import contextvars
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 URGENT = (signal.SIGTERM, signal.SIGINT)  # the second one stops at once
+_RECEIVED: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar(
+    "received", default=None
+)
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[list[int]]:
+def stop_requests(*, aloud: bool = True) -> Iterator[list[int]]:
     """A list that signals append themselves to, so that the call under way can be finished.
 
     They are SIGTERM, SIGINT, SIGHUP, and SIGUSR1 and SIGUSR2, with which a cluster announces that
     it will take its machine back. After the first one a second SIGTERM or SIGINT stops at once.
     A cluster and a terminal that goes away say so more than once, and `nohup` has it say nothing.
+    Within another such list it is that one: what a run was told too late stops those after it.
+
+    Args:
+      aloud: says that one was received.
     """
+    outer = _RECEIVED.get()
+    if outer is not None:
+        yield outer
+        return
     received: list[int] = []
     signals = [*URGENT, signal.SIGUSR1, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -31,16 +44,21 @@ def stop_requests() -> Iterator[list[int]]:
             return
         for each in URGENT:
             signal.signal(each, signal.SIG_DFL)
+        if not aloud:
+            return
         with contextlib.suppress(RuntimeError):  # in the middle of another print
-            print("\nStopping once this is saved; once more stops at once.", flush=True)
+            said = "\nStopping once this is saved; once more stops at once."
+            print(said, file=sys.stderr, flush=True)  # what a cell of an audit says is kept
 
     try:
         before = {each: signal.signal(each, on_signal) for each in signals}
     except ValueError:  # not in the main thread: whoever runs us handles signals
         before = {}
+    token = _RECEIVED.set(received)
     try:
         yield received
     finally:
+        _RECEIVED.reset(token)
         for each, handler in before.items():
             signal.signal(each, handler)
 

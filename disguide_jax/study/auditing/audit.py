@@ -5,21 +5,24 @@ same command continues an audit that was stopped, run by run, and nothing that h
 again. report.json and report.html are written at the end.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from disguide_jax import paths
 from disguide_jax.audit_config import AuditConfig
-from disguide_jax.errors import UserError
+from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files import atomic
 from disguide_jax.files import workdir as workdir_files
+from disguide_jax.run import signals
 from disguide_jax.settings import settings
 from disguide_jax.study import report
-from disguide_jax.study.auditing import cells, contents, runs
+from disguide_jax.study.auditing import cells, contents, pool
 from disguide_jax.study.auditing.runs import Played
 
 INSTANT = 2.0  # seconds: a cell that takes less had ended before, and tells nothing of others
@@ -48,9 +51,9 @@ def run(config: AuditConfig, workdir: pathlib.Path, command: str) -> dict[str, A
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir} cannot be made: {error.strerror}") from error
-    with workdir_files.lock(workdir):
+    with workdir_files.lock(workdir), signals.stop_requests() as stop:
         _refuse_other(config, workdir)
-        played = _play_all(config, workdir)
+        played = _play_all(config, workdir, stop)
         if not any(each.seeds for each in played):
             raise UserError("no run has ended:\n" + "\n".join(dict.fromkeys(map(_line, played))))
         found = contents.gather(config, workdir, played, command)
@@ -75,23 +78,27 @@ def _refuse_other(config: AuditConfig, workdir: pathlib.Path) -> None:
     atomic.write_json(path, now)
 
 
-def _play_all(config: AuditConfig, workdir: pathlib.Path) -> list[Played]:
-    """Runs every cell, and says how it went and how long the others may take."""
+def _play_all(config: AuditConfig, workdir: pathlib.Path, stop: Sequence[int]) -> list[Played]:
+    """Runs and measures every cell, and says how it went and how long the others may take."""
     asked_for, played, seconds = cells.cells_of(config), list[Played](), list[float]()
+    num = pool.number(config)
     print(
         f"{config.name}: {len(asked_for)} cells of {len(config.seeds)} runs with "
-        f"{config.query_budget:,} queries each, in {workdir}",
+        f"{config.query_budget:,} queries each, in {workdir}{f', {num} at a time' * (num > 1)}",
         flush=True,
     )
-    for left, cell in reversed(list(enumerate(reversed(asked_for)))):
-        print(f"cell {len(asked_for) - left} of {len(asked_for)}: {cell}", flush=True)
-        began = time.perf_counter()
-        played.append(runs.play(config, cell, workdir / "cells" / cell.slug))
-        took = time.perf_counter() - began
-        seconds += [took] if took > INSTANT else []
-        print(f"    {_line(played[-1])}", flush=True)
-        if seconds and left:
-            print(f"    about {_in_words(statistics.mean(seconds) * left)} left", flush=True)
+    with contextlib.closing(pool.play(config, workdir, asked_for, stop)) as ended:
+        for left, cell in reversed(list(enumerate(reversed(asked_for)))):
+            if stop:
+                raise Stopped(stop[0], f"{len(played)} of {len(asked_for)} cells")
+            print(f"cell {len(asked_for) - left} of {len(asked_for)}: {cell}", flush=True)
+            began = time.perf_counter()
+            played.append(next(ended))
+            took = time.perf_counter() - began
+            seconds += [took] if took > INSTANT else []
+            print(f"    {_line(played[-1])}", flush=True)
+            if seconds and left:
+                print(f"    about {_in_words(statistics.mean(seconds) * left)} left", flush=True)
     return played
 
 

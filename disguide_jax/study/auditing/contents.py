@@ -1,10 +1,9 @@
 """What report.json holds: the cells of an audit that have been run, measured and put together."""
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from disguide_jax.audit_config import AuditConfig
 from disguide_jax.files import workdir as workdir_files
@@ -12,28 +11,17 @@ from disguide_jax.run import asked
 from disguide_jax.study import measure
 from disguide_jax.study.auditing import bought, cells, measures
 from disguide_jax.study.auditing.kept import kept
-from disguide_jax.study.auditing.provider import Provider, prices
+from disguide_jax.study.auditing.measurer import Measurer
+from disguide_jax.study.auditing.provider import prices
 from disguide_jax.study.auditing.runs import Played
-from disguide_jax.victims.defences import Traced
-from disguide_jax.victims.host import Endpoint
 
 FORMAT = 1  # of report.json
-
-
-class _Known(NamedTuple):
-    """What cells are measured with."""
-
-    config: AuditConfig
-    victims: dict[str, Traced | Endpoint]  # without a defence, by the kind of answers
-    accuracy: float | None  # of the victim
-    provider: Provider | None
-    command: str
 
 
 def gather(
     config: AuditConfig, workdir: pathlib.Path, played: Sequence[Played], command: str
 ) -> dict[str, Any]:
-    """Measures runs that have ended, and returns what report.json holds.
+    """Puts together what report.json holds, and measures what has not been.
 
     Args:
       config: of the audit.
@@ -45,40 +33,28 @@ def gather(
       UserError: the victim or the images have gone.
     """
     first = min((each for each in played if each.seeds), key=lambda each: each.cell.defence)
-    plain, place = first.undefended(first.seeds[0]), first.workdir(first.seeds[0])
-    accuracy = first.summary(first.seeds[0])["victim_accuracy"]
-    provider = None
-    if config.detector_queries:
-        provider = Provider(plain, place, config.detector_queries)
-    with contextlib.ExitStack() as open_:
-        victims, about = {}, ""
-        for each in reversed(played):
-            if each.seeds and each.cell.answers not in victims:
-                victim, _, about = measures.undefended(each.undefended(each.seeds[0]))
-                victims[each.cell.answers] = victim
-                if not isinstance(victim, Traced):
-                    open_.enter_context(contextlib.closing(victim))
-        known = _Known(config, victims, accuracy, provider, command)
-        made = []
-        for i, each in enumerate(played):
-            print(f"measures cell {i + 1} of {len(played)}: {each.cell}", flush=True)
-            made.append(_cell(known, each))
-        tested = measures.tested(plain, place, victims[first.cell.answers])
-    print("measures what defences cost, and alarms on real images", flush=True)
-    contents = asked.contents_of(plain)
-    false_alarms = {}
-    if provider:
-        path = workdir / "false_alarms.json"
-        false_alarms = kept(path, [contents, plain.labels], provider.false_alarms)
+    with contextlib.closing(Measurer(config, first)) as measurer:
+        made = [_cell(measurer, each, command) for each in played]
+        print("measures what defences cost, and alarms on real images", flush=True)
+        contents = asked.contents_of(measurer.plain)
+        false_alarms = {}
+        if config.detector_queries:
+            false_alarms = kept(
+                workdir / "false_alarms.json",
+                [contents, measurer.plain.labels],
+                lambda: measurer.provider.false_alarms(),
+            )
+        num_test_images = len(measurer.tested().images)
+        _, about = measurer.victim(measurer.plain.labels)
     return {
         "format": FORMAT,
         "name": config.name,
         "victim": {
             "about": about,
             "dataset": config.dataset,
-            "accuracy": accuracy,
-            "num_classes": asked.describe(plain).num_classes,
-            "num_test_images": len(tested.images),
+            "accuracy": first.summary(first.seeds[0])["victim_accuracy"],
+            "num_classes": asked.describe(measurer.plain).num_classes,
+            "num_test_images": num_test_images,
         },
         "budget": config.query_budget,
         "price_per_1000": config.price_per_1000 or None,
@@ -88,7 +64,7 @@ def gather(
         "defences": kept(
             workdir / "prices.json",
             [contents, config.defences],
-            lambda: prices(config, plain),
+            lambda: prices(config, measurer.plain),
         ),
         "false_alarms": false_alarms,
         "not_tested": cells.not_tested(config),
@@ -101,16 +77,9 @@ def gather(
     }
 
 
-def _cell(known: _Known, played: Played) -> dict[str, Any]:
+def _cell(measurer: Measurer, played: Played, command: str) -> dict[str, Any]:
     """A cell as the report has it."""
-    cell, detectors = played.cell, None
-    if known.provider and played.seeds:
-        seed, provider = played.seeds[0], known.provider
-        detectors = kept(
-            played.folder / "detectors.json",
-            [seed, known.config.detector_queries],
-            lambda: provider.watch(played.run_config(seed), played.ledger(seed)),
-        )
+    cell = played.cell
     return {
         "attack": cell.attacker,
         "about": cells.about(cell),
@@ -118,34 +87,27 @@ def _cell(known: _Known, played: Played) -> dict[str, Any]:
         "learnt_from": cells.learnt_from(cell.attack),
         "answers": cell.answers,
         "defence": cell.defence,
-        "about_defence": cells.about_defence(known.config, cell.defence),
+        "about_defence": cells.about_defence(measurer.config, cell.defence),
         "state": played.state,
         "why": played.why,
-        "runs": [_run(known, played, seed) for seed in played.seeds],
+        "runs": [_run(measurer, played, seed, command) for seed in played.seeds],
         "samples": measures.samples(played.pictures()),
-        "detectors": detectors,
+        "detectors": measurer.alarms(played),
     }
 
 
-def _run(known: _Known, played: Played, seed: int) -> dict[str, Any]:
+def _run(measurer: Measurer, played: Played, seed: int, command: str) -> dict[str, Any]:
     """A run as the report has it."""
-    cell, workdir, summary = played.cell, played.workdir(seed), played.summary(seed)
-    place, transfer = played.bought(seed), known.config.transfer
-    measured = kept(
-        workdir / "outcome.json",
-        [summary["clones_sha256"], dataclasses.asdict(transfer)],
-        lambda: measures.outcome(
-            played.undefended(seed), workdir, known.victims[cell.answers], transfer
-        ),
-    )
-    command = (
-        f"{known.command} --config.attacks={cell.attack} --config.answers={cell.answers} "
+    cell, place = played.cell, played.bought(seed)
+    command += (
+        f" --config.attacks={cell.attack} --config.answers={cell.answers} "
         f"--config.defences={cell.defence} --config.adaptive_losses={cell.loss} "
         f"--config.seeds={seed}"
     )
+    received = bought.received(place) if place else None
     return {
         "seed": seed,
-        **measures.run_of(workdir, summary, bought.received(place) if place else None),
-        **measured,
+        **measures.run_of(played.workdir(seed), played.summary(seed), received),
+        **measurer.outcome(played, seed),
         "command": command,
     }

@@ -18,8 +18,8 @@ def get_config(variant: str = "") -> AuditConfig:
     config = audit(
         "audit_digits",
         recipes=("digits_soft", "digits_hard", "digits_dual_students", "digits_dfme"),
-        query_budget=9_600,
-        attacks=("disguide", "dual_students", "dfme", "random", "shapes", "knockoff"),
+        query_budget=6_400,
+        attacks=("disguide", "dual_students", "random", "shapes", "knockoff"),
         defences=(
             "round",
             "top_k",

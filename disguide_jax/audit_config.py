@@ -110,13 +110,6 @@ class AuditConfig:
         least=0,
         resume=True,
     )
-    jobs: int = setting(
-        0,
-        "cells that are played at a time, each in a process of its own; 0: two, and one against an "
-        "endpoint; on an accelerator it is always one",
-        least=0,
-        resume=True,
-    )
     data_dir: str = setting("", DATA_DIR, resume=True)
     victim: VictimConfig = dataclasses.field(default_factory=VictimConfig)
     transfer: TransferConfig = dataclasses.field(default_factory=TransferConfig)

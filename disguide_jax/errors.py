@@ -29,11 +29,8 @@ class Stopped(Exception):  # noqa: N818
     """A program was asked to stop and is saved; `signum` is the signal that asked."""
 
     def __init__(self, signum: int, done: str):
-        super().__init__(signum, done)  # what it is made of, so that it can be sent to a process
+        super().__init__(f"Stopped after {done}; everything is saved.")
         self.signum = signum
-
-    def __str__(self) -> str:
-        return f"Stopped after {self.args[1]}; everything is saved."
 
 
 def exit_status(main: Callable[[], int | None]) -> int:

@@ -33,7 +33,6 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("audit_*.py"))
 
 def config_of(name="audit_digits", variant="smoke", **changes):
     config = shipped.load(f"{name}:{variant}")
-    config.jobs = 1
     for key, value in changes.items():
         set_value(config, key.replace("__", "."), value)
     return config
@@ -290,8 +289,7 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(config, *arguments):
-        argv = ["audit", f"--config={ROOT / 'configs' / config}", "--workdir=w"]
-        argv += ["--config.jobs=1", *arguments]  # here, where faults are made
+        argv = ["audit", f"--config={ROOT / 'configs' / config}", "--workdir=w", *arguments]
         monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as exit_:
             program.run()

@@ -16,16 +16,13 @@ _RECEIVED: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def stop_requests(*, aloud: bool = True) -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """A list that signals append themselves to, so that the call under way can be finished.
 
     They are SIGTERM, SIGINT, SIGHUP, and SIGUSR1 and SIGUSR2, with which a cluster announces that
     it will take its machine back. After the first one a second SIGTERM or SIGINT stops at once.
     A cluster and a terminal that goes away say so more than once, and `nohup` has it say nothing.
     Within another such list it is that one: what a run was told too late stops those after it.
-
-    Args:
-      aloud: says that one was received.
     """
     outer = _RECEIVED.get()
     if outer is not None:
@@ -44,8 +41,6 @@ def stop_requests(*, aloud: bool = True) -> Iterator[list[int]]:
             return
         for each in URGENT:
             signal.signal(each, signal.SIG_DFL)
-        if not aloud:
-            return
         with contextlib.suppress(RuntimeError):  # in the middle of another print
             said = "\nStopping once this is saved; once more stops at once."
             print(said, file=sys.stderr, flush=True)  # what a cell of an audit says is kept

@@ -22,7 +22,8 @@ from disguide_jax.files import workdir as workdir_files
 from disguide_jax.run import signals
 from disguide_jax.settings import settings
 from disguide_jax.study import report
-from disguide_jax.study.auditing import cells, contents, pool
+from disguide_jax.study.auditing import cells, contents, runs
+from disguide_jax.study.auditing.measurer import Measurer
 from disguide_jax.study.auditing.runs import Played
 
 INSTANT = 2.0  # seconds: a cell that takes less had ended before, and tells nothing of others
@@ -81,24 +82,28 @@ def _refuse_other(config: AuditConfig, workdir: pathlib.Path) -> None:
 def _play_all(config: AuditConfig, workdir: pathlib.Path, stop: Sequence[int]) -> list[Played]:
     """Runs and measures every cell, and says how it went and how long the others may take."""
     asked_for, played, seconds = cells.cells_of(config), list[Played](), list[float]()
-    num = pool.number(config)
     print(
         f"{config.name}: {len(asked_for)} cells of {len(config.seeds)} runs with "
-        f"{config.query_budget:,} queries each, in {workdir}{f', {num} at a time' * (num > 1)}",
+        f"{config.query_budget:,} queries each, in {workdir}",
         flush=True,
     )
-    with contextlib.closing(pool.play(config, workdir, asked_for, stop)) as ended:
+    measurer: Measurer | None = None
+    with contextlib.ExitStack() as open_:
         for left, cell in reversed(list(enumerate(reversed(asked_for)))):
             if stop:
                 raise Stopped(stop[0], f"{len(played)} of {len(asked_for)} cells")
             print(f"cell {len(asked_for) - left} of {len(asked_for)}: {cell}", flush=True)
             began = time.perf_counter()
-            played.append(next(ended))
+            found = runs.play(config, cell, workdir / "cells" / cell.slug)
+            if found.seeds:
+                measurer = measurer or open_.enter_context(Measurer.opened(config, found))
+                measurer.measure(found)
             took = time.perf_counter() - began
             seconds += [took] if took > INSTANT else []
-            print(f"    {_line(played[-1])}", flush=True)
+            print(f"    {_line(found)}", flush=True)
             if seconds and left:
                 print(f"    about {_in_words(statistics.mean(seconds) * left)} left", flush=True)
+            played.append(found)
     return played
 
 

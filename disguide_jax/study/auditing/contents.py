@@ -1,6 +1,5 @@
 """What report.json holds: the cells of an audit that have been run, measured and put together."""
 
-import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +32,7 @@ def gather(
       UserError: the victim or the images have gone.
     """
     first = min((each for each in played if each.seeds), key=lambda each: each.cell.defence)
-    with contextlib.closing(Measurer(config, first)) as measurer:
+    with Measurer.opened(config, first) as measurer:
         made = [_cell(measurer, each, command) for each in played]
         print("measures what defences cost, and alarms on real images", flush=True)
         contents = asked.contents_of(measurer.plain)

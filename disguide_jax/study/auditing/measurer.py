@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Self
 
 from disguide_jax.audit_config import AuditConfig
 from disguide_jax.study.auditing import measures
@@ -27,9 +28,13 @@ class Measurer:
         self.config, self._open = config, contextlib.ExitStack()
         self._victims = dict[str, tuple[Traced | Endpoint, str]]()
 
-    def close(self) -> None:
-        """Closes the victims."""
-        self._open.close()
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, config: AuditConfig, first: Played) -> Iterator[Self]:
+        """One whose victims are closed in the end."""
+        made = cls(config, first)
+        with made._open:
+            yield made
 
     def victim(self, answers: str) -> tuple[Traced | Endpoint, str]:
         """The victim without a defence, and what it is in words.

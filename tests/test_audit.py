@@ -160,7 +160,7 @@ def test_another_loss_is_tried_on_soft_answers_wherever_it_is_another():
     adapted = [cell for cell in cells.cells_of(config) if cell.loss]
     assert adapted == [
         Cell("disguide", "soft", defence, loss)
-        for defence in ("", "noise")
+        for defence in ("", "noise", "label_only")
         for loss in ("cross_entropy", "kl")
     ]
     assert str(adapted[2]) == "disguide with cross_entropy, soft answers behind noise"
@@ -205,6 +205,7 @@ def test_the_cells_that_cannot_be_say_why_and_all_others_resolve(name, variant):
     }
     expected |= {
         Cell("disguide", "soft", "label_only"): "answers with labels alone",
+        Cell("disguide", "soft", "label_only", "cross_entropy"): "answers with labels alone",
         Cell("dfme", "hard"): "dfme needs 'soft'",
     }
     assert reasons.keys() == expected.keys() & set(cells.cells_of(config))

@@ -154,8 +154,8 @@ def _figure(report: Report) -> Iterator[Html]:
     several = ", as the mean over seeds; thin lines are single seeds" * (len(report["seeds"]) > 1)
     caption = (
         f"The copies' {measure(report)} on the test images against the number of queries"
-        f"{several}{victim}. Attacks are coloured, comparisons grey; dotted lines were told hard "
-        "answers."
+        f"{several}{victim}. Attacks are coloured, comparisons grey, and dots where they were "
+        "measured at the end alone; dotted lines were told hard answers."
     )
     yield tag("figure", *(d for d in drawn if d), tag("figcaption", caption))
 

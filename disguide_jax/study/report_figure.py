@@ -12,7 +12,7 @@ from disguide_jax.study.markup import Html, tag
 TOP, BOTTOM, LEFT = 34, 44, 40  # around the plot
 LINE = 16  # from one label to the next
 MOST_POINTS = 150  # of a curve
-MOST_LETTERS = 32  # of a label
+MOST_LETTERS = 34  # of a label
 
 
 class Frame(NamedTuple):
@@ -148,6 +148,9 @@ def _victim(frame: Frame, report: Report, what: str) -> list[Html]:
 
 def _draw(frame: Frame, curve: Curve) -> Html:
     single = [tag("path", d=_path(frame, x, y), class_="seed") for x, y in curve.runs]
+    if len(curve.queries) == 1:
+        place = {"cx": f"{frame.x(curve.queries[0]):.1f}", "cy": f"{frame.y(curve.mean[0]):.1f}"}
+        return tag("g", tag("circle", r=3.5, **place), class_=curve.style)
     mean = tag("path", d=_path(frame, curve.queries, curve.mean), class_="mean")
     return tag("g", *(single if len(single) > 1 else []), mean, class_=curve.style)
 

@@ -84,7 +84,7 @@ def validate(config: AuditConfig) -> None:
 def cells_of(config: AuditConfig) -> list[Cell]:
     """Every attack without a defence, then the first method against every defence.
 
-    The first method is run on soft answers once more with each adaptive loss, where it can be.
+    The first method is run on soft answers once more with each adaptive loss.
     """
     found = [Cell(attack, a) for a in config.answers for attack in config.attacks]
     method = tried_on_defences(config)
@@ -93,15 +93,17 @@ def cells_of(config: AuditConfig) -> list[Cell]:
     for defence in ("", *config.defences):
         if defence:
             found += [Cell(method, a, defence) for a in config.answers]
-        if "soft" in config.answers:
-            adapted = (Cell(method, "soft", defence, loss) for loss in config.adaptive_losses)
-            found += [cell for cell in adapted if _is_another(config, cell)]
+        found += [Cell(method, "soft", defence, loss) for loss in _other_losses(config, method)]
     return found
 
 
-def _is_another(config: AuditConfig, adapted: Cell) -> bool:
-    """Whether a cell can be, and its loss is not what the recipe has anyway."""
-    return adapted.loss != _recipe(config, adapted).clones.soft_loss and _can_be(config, adapted)
+def _other_losses(config: AuditConfig, method: str) -> list[str]:
+    """The adaptive losses that a method can learn by, and does not learn by anyway."""
+    if "soft" not in config.answers:
+        return []
+    own = _recipe(config, Cell(method, "soft")).clones.soft_loss
+    others = (loss for loss in config.adaptive_losses if loss != own)
+    return [loss for loss in others if _can_be(config, Cell(method, "soft", loss=loss))]
 
 
 def tried_on_defences(config: AuditConfig) -> str | None:

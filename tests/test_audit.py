@@ -367,7 +367,7 @@ def test_an_audit_that_is_told_to_stop_begins_no_other_cell(run, tmp_path, monke
     assert status == 128 + signal.SIGTERM
     assert "cell 1 of 3" in out
     assert "cell 2 of 3" not in out
-    assert "Stopping once this is saved" in err
+    assert "Stopping once this is saved" in out
     assert "Stopped after" in out + err
     assert signal.getsignal(signal.SIGTERM) == before
     ended = (tmp_path / "w/cells/disguide-soft/seed0/summary.json").exists()

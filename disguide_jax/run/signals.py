@@ -29,6 +29,7 @@ def stop_requests() -> Iterator[list[int]]:
         yield outer
         return
     received: list[int] = []
+    out = sys.stdout  # of whoever began; what a cell of an audit prints goes into a file
     signals = [*URGENT, signal.SIGUSR1, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signals.append(signal.SIGHUP)
@@ -42,8 +43,7 @@ def stop_requests() -> Iterator[list[int]]:
         for each in URGENT:
             signal.signal(each, signal.SIG_DFL)
         with contextlib.suppress(RuntimeError):  # in the middle of another print
-            said = "\nStopping once this is saved; once more stops at once."
-            print(said, file=sys.stderr, flush=True)  # what a cell of an audit says is kept
+            print("\nStopping once this is saved; once more stops at once.", file=out, flush=True)
 
     try:
         before = {each: signal.signal(each, on_signal) for each in signals}

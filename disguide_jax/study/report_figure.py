@@ -147,10 +147,10 @@ def _victim(frame: Frame, report: Report, what: str) -> list[Html]:
 
 
 def _draw(frame: Frame, curve: Curve) -> Html:
-    single = [tag("path", d=_path(frame, x, y), class_="seed") for x, y in curve.runs]
     if len(curve.queries) == 1:
         place = {"cx": f"{frame.x(curve.queries[0]):.1f}", "cy": f"{frame.y(curve.mean[0]):.1f}"}
         return tag("g", tag("circle", r=3.5, **place), class_=curve.style)
+    single = [tag("path", d=_path(frame, x, y), class_="seed") for x, y in curve.runs]
     mean = tag("path", d=_path(frame, curve.queries, curve.mean), class_="mean")
     return tag("g", *(single if len(single) > 1 else []), mean, class_=curve.style)
 

@@ -21,7 +21,7 @@ from disguide_jax.audit_config import TransferConfig
 from disguide_jax.core import adversarial, pixels
 from disguide_jax.errors import UserError
 from disguide_jax.files import datasets, transfer
-from disguide_jax.run import asked, extraction
+from disguide_jax.run import asked, compiled, extraction, watching
 from disguide_jax.run import program as programs
 from disguide_jax.settings import set_value
 from disguide_jax.study.auditing import audit, bought, cells, measures, runs
@@ -349,6 +349,25 @@ def test_a_bought_run_that_has_ended_is_found_so(tmp_path, capsys):
     assert "is finished" in (tmp_path / "output.txt").read_text()
     assert played.seeds == (0,)
     assert capsys.readouterr().out == "", "a run speaks to output.txt"
+
+
+def test_an_audit_compiles_and_calibrates_once_for_all_defences(run, tmp_path, monkeypatch):
+    called = []
+    for module, name in ((compiled, "compiled"), (watching, "prepare")):
+        function = getattr(module, name)
+
+        def counted(*arguments, function=function, name=name, **options):
+            called.append(name)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+    cut = (*QUICK[:1], "--config.attacks=disguide", "--config.adaptive_losses=")
+    status, *_ = run("audit_digits.py:smoke", *cut, "--config.defences=noise,round")
+    assert status == 0
+    made = json.loads((tmp_path / "w/report.json").read_text())
+    assert [cell["defence"] for cell in made["cells"] if cell["runs"]] == ["", "noise", "round"]
+    assert all(cell["detectors"] for cell in made["cells"])
+    assert sorted(called) == ["compiled", "prepare"]
 
 
 @pytest.mark.parametrize("when", ["before its first round", "after its last round"])

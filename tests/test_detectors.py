@@ -13,7 +13,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.files import datasets
 from disguide_jax.run import extraction, watching
 from disguide_jax.run import program as programs
-from disguide_jax.run.compiled import compiled
+from disguide_jax.run.compiled import Shared, compiled
 from disguide_jax.victims.detectors import DETECTORS, Real, prada
 from disguide_jax.victims.detectors.label_histogram import LabelHistogram, chi_squared_p
 from disguide_jax.victims.detectors.prada import Prada, shapiro_w
@@ -197,6 +197,27 @@ def test_the_stream_is_what_the_run_sends(defence):
     images, labels = (np.concatenate(part) for part in zip(*sent, strict=True))
     np.testing.assert_allclose(images, state.replay.images[:24], atol=1e-3)
     assert (labels == state.replay.answers[:24]).mean() > 0.9
+
+
+def test_functions_are_shared_by_runs_that_differ_in_seeds_and_victims_alone(tmp_path):
+    functions_of = Shared()
+    defended = smoke(defence="noise", noise_scale=0.2)
+    defended.seed, defended.name = 1, "behind noise"
+    first, second = programs.build(smoke()), programs.build(defended)
+    assert functions_of(first) is functions_of(second)
+
+    def clones(config, place, of):
+        return extraction.train_and_evaluate(config, place, functions_of=of)["clones_sha256"]
+
+    found = clones(smoke(), tmp_path / "first", functions_of)
+    after_another = clones(defended, tmp_path / "second", functions_of)
+    assert after_another == clones(defended, tmp_path / "alone", watching.AROUND)
+    assert after_another != found
+    for other in (smoke("digits_hard"), smoke(input_space="post-transform")):
+        assert functions_of(programs.build(other)) is not functions_of(first)
+    longer = smoke()
+    longer.query_budget *= 2  # whose learning rate drops later
+    assert functions_of(programs.build(longer)) is not functions_of(first)
 
 
 @pytest.mark.slow

@@ -446,6 +446,21 @@ def test_the_figure_shows_every_undefended_run_and_the_victim():
     assert float(last[1]) == pytest.approx(34 + (400 - 34 - 44) * (1 - 0.8426), abs=0.1)
 
 
+def test_what_was_learnt_from_one_set_of_images_is_a_dot_and_no_line():
+    made = make_report()
+    (bought,) = (c for c in made["cells"] if c["attack"] == "random")
+    for run, accuracy in zip(bought["runs"], (0.40, 0.41, 0.42), strict=True):
+        run["curve"] = [[20_000, accuracy]]
+    wide = re.search(r'<svg viewBox="0 0 880.*?</svg>', report.page(made), re.S)[0]
+    (group,) = re.findall(r'<g class="baseline soft">(.*?)</g>', wide)
+    (dot,) = Page(group).all("circle")
+    assert "<path" not in group
+    assert float(dot["cy"]) == pytest.approx(34 + (400 - 34 - 44) * (1 - 0.41), abs=0.1)
+    ends = re.search(r'<g class="attack soft best">.*?class="mean"></path>', wide)[0]
+    last = ends.rsplit("L", 1)[1].split()[0]
+    assert float(dot["cx"]) == pytest.approx(float(last), abs=0.1), "both at the whole budget"
+
+
 def test_equal_reports_give_equal_files_whole_or_not_at_all(tmp_path):
     made = make_report()
     report.write(made, tmp_path / "a.html")

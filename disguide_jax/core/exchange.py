@@ -34,7 +34,7 @@ Step = Callable[[TrainState], tuple[TrainState, Metrics]]
 Propose = Callable[[TrainState, Array], tuple[Array, Any]]  # state, index -> images, carry
 Learn = Callable[[TrainState, Any, Array, Array], tuple[TrainState, Metrics]]  # images, answers
 Play = Callable[[TrainState, Ask], tuple[TrainState, Metrics]]
-Trade = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # to send -> sent, answers
+Trade = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | Array]]  # to send -> sent, answers
 Drive = Callable[[TrainState, Trade], tuple[TrainState, Metrics]]
 
 

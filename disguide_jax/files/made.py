@@ -1,5 +1,6 @@
 """Data sets that need no files: digits of scikit-learn, plain or in colour, and noise."""
 
+import functools
 import pathlib
 
 import numpy as np
@@ -38,6 +39,15 @@ def _noise(num_classes: int, split: str) -> Arrays:
 
 def _digits(split: str) -> Arrays:
     """All scans, divided by a fixed permutation."""
+    images, labels = _scans()
+    order = np.random.default_rng(0).permutation(len(images))
+    part = order[: DIGITS["train"]] if split == "train" else order[DIGITS["train"] :]
+    return images[part], labels[part]
+
+
+@functools.cache  # resizing them takes a fifth of a second
+def _scans() -> Arrays:
+    """All scans [1797, 32, 32] uint8, and what they show."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
@@ -45,9 +55,7 @@ def _digits(split: str) -> Arrays:
     bilinear = Image.Resampling.BILINEAR
     size = (IMAGE_SIZE, IMAGE_SIZE)
     images = np.stack([np.asarray(Image.fromarray(p).resize(size, bilinear)) for p in pixels])
-    order = np.random.default_rng(0).permutation(len(images))
-    part = order[: DIGITS["train"]] if split == "train" else order[DIGITS["train"] :]
-    return images[part], digits.target[part]
+    return images, digits.target
 
 
 def _colour(images: np.ndarray, split: str) -> np.ndarray:

@@ -1,6 +1,12 @@
-"""What a run compiles: once in a process, however many seeds it is played with."""
+"""What a run compiles: once in a process, however many seeds it is played with.
 
+The victim is part of a round, which is fastest. Where runs against many victims follow each
+other, `Shared` compiles around it, so that a victim that differs compiles nothing else anew.
+"""
+
+import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from disguide_jax.config import to_dict
 from disguide_jax.core import losses, machines, mesh, pixels
-from disguide_jax.core.exchange import make_call
+from disguide_jax.core.exchange import Trade, make_call
 from disguide_jax.core.types import Array, Key, Metrics, Net, TrainState, Variables
+from disguide_jax.options import VictimConfig
 from disguide_jax.run import evaluate, guard, pictures
 from disguide_jax.run import program as programs
 from disguide_jax.run.program import Program
@@ -23,33 +31,68 @@ class Compiled(NamedTuple):
     """The functions of a run; nothing is compiled before it is called."""
 
     start: Callable[[Key], TrainState]  # a fresh state on the device
-    rounds: dict[str, Callable[..., Any]]  # of each stage, by its name
+    rounds: dict[str, Callable[..., Any]]  # of each stage, by its name; the state is donated
+    around_victim: bool  # rounds take (state, what trades with it), not (state, victim, number)
     restart: Callable[..., TrainState]  # see `program.restart`
     sample: Sample  # what the generator makes
     evaluate: Callable[[Variables, evaluate.TestSet], evaluate.Scores]
 
 
-def compiled(program: Program) -> Compiled:
+FunctionsOf = Callable[[Program], Compiled]
+
+
+def compiled(program: Program, *, around_victim: bool = False) -> Compiled:
     """The functions of a run.
 
-    A round is called with a state, which is donated, the victim and the number of rounds; where
-    the victim is an endpoint, with a state and what trades with it.
+    Args:
+      program: of the run.
+      around_victim: leave a victim out of the rounds that could be in them; an endpoint cannot.
     """
     kit = program.kit
     victim = program.victim if isinstance(program.victim, Traced) else None
+    around_victim = around_victim or victim is None
     looped = program.config.rounds_per_call > 1
     return Compiled(
         start=jax.jit(functools.partial(programs.init_state, kit)),
         rounds={
             stage.name: program.drive(stage)
-            if victim is None
+            if around_victim
             else make_call(program.call(stage), looped=looped)
             for stage in program.stages
         },
+        around_victim=around_victim,
         restart=jax.jit(functools.partial(programs.restart, kit), static_argnames="clones_too"),
         sample=make_sample(program),
         evaluate=evaluate.make_evaluate(program.networks.exact_clones, victim),
     )
+
+
+class Shared:
+    """`compiled`, once for all runs that differ in nothing but their seeds and victims.
+
+    What is trained depends on the configuration and the task, and on nothing that is said of
+    the victim.
+    """
+
+    def __init__(self) -> None:
+        self._made = dict[str, Compiled]()
+
+    def __call__(self, program: Program) -> Compiled:
+        """The functions of a run, see `compiled`."""
+        # Test images are shown in the space of the first victim: that of the task or, if the
+        # attacker knows it, its own.
+        victim = VictimConfig(input_space=program.config.victim.input_space)
+        config = dataclasses.replace(program.config, name="", seed=0, victim=victim)
+        key = json.dumps([to_dict(config), program.kit.task], sort_keys=True)
+        if key not in self._made:
+            self._made[key] = compiled(program, around_victim=True)
+        return self._made[key]
+
+
+def trade_with(victim: Traced) -> Trade:
+    """A victim whose weights are at hand, for rounds that are compiled around it."""
+    ask = jax.jit(lambda victim, images: victim(pixels.decode(images)))
+    return lambda images: (images, ask(victim, images))
 
 
 def make_sample(program: Program) -> Sample:

@@ -1,5 +1,6 @@
 """What was copied, for use: the clones of a finished run as one function."""
 
+import functools
 import os
 import pathlib
 import re
@@ -125,14 +126,21 @@ def _read(place: pathlib.Path, model: str) -> _Kept:
     state_dicts = [weights.load_state_dict(path) for path in paths]
     found = _architecture(state_dicts[0], str(paths[0]), started["config"], model)
     size = found.size or datasets.IMAGE_SIZE  # those that take all sizes have equal weights
-    net = models.make_classifier(**found._replace(size=size)._asdict())
+    net, stacked = _nets(found._replace(size=size), len(paths))
     template = jax.eval_shape(net.init, jax.random.key(0))
     fitting = [
         weights.fit(state_dict, template, str(path))
         for state_dict, path in zip(state_dicts, paths, strict=True)
     ]
     variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitting)
-    return _Kept(models.stack(net, len(paths)), variables, found, started["config"])
+    return _Kept(stacked, variables, found, started["config"])
+
+
+@functools.lru_cache(8)  # what is compiled for one copy serves the next of its kind
+def _nets(found: Architecture, num: int) -> tuple[Net, Net]:
+    """One clone, and so many."""
+    net = models.make_classifier(**found._asdict())
+    return net, models.stack(net, num)
 
 
 def _architecture(

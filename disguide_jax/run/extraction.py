@@ -31,7 +31,7 @@ from disguide_jax.run import (
 )
 from disguide_jax.run import program as programs
 from disguide_jax.run import summary as summaries
-from disguide_jax.run.compiled import Compiled, compiled
+from disguide_jax.run.compiled import Compiled, FunctionsOf, compiled, trade_with
 from disguide_jax.run.loop import CHECKPOINT, EVALUATE, LOG, Call, Loop
 from disguide_jax.run.observer import Observer, Place
 from disguide_jax.run.program import Program
@@ -64,7 +64,11 @@ class Order(NamedTuple):
 
 
 def train_and_evaluate(
-    config: Config, workdir: pathlib.Path, *, extend: bool = False
+    config: Config,
+    workdir: pathlib.Path,
+    *,
+    extend: bool = False,
+    functions_of: FunctionsOf = compiled,
 ) -> dict[str, Any]:
     """Runs an extraction, or continues the one that `workdir` holds, to its summary.
 
@@ -72,6 +76,7 @@ def train_and_evaluate(
       config: of the run.
       workdir: made if absent. A finished one is left as it is.
       extend: accept a larger budget than the workdir was started with.
+      functions_of: `compiled`, or one that shares them.
 
     Returns:
       What `summary.json` holds.
@@ -89,10 +94,10 @@ def train_and_evaluate(
         program = programs.build(order.config)
         try:
             with signals.stop_requests() as stop:
-                return run(program, compiled(program), order, stop)
+                return run(program, functions_of(program), order, stop)
         except Spent:
             print("What was sent more than once leaves less for the last rounds.", flush=True)
-            return train_and_evaluate(config, workdir, extend=extend)
+            return train_and_evaluate(config, workdir, extend=extend, functions_of=functions_of)
 
 
 def look_up(
@@ -242,14 +247,17 @@ def make_calls(
       paid: the victim, where it is an endpoint.
       num_queries: training images that were sent before.
     """
-    if paid is None:
+    if not functions.around_victim:
         return against_network(program, functions.rounds)
-    trade = paying.make_trade(paid, num_queries)
+    if paid is None:
+        trade = trade_with(program.network_victim)
+    else:
+        trade = paying.make_trade(paid, num_queries)
 
-    def of_endpoint(play: Callable[..., Any]) -> Call[TrainState]:
+    def around(play: Callable[..., Any]) -> Call[TrainState]:
         return lambda state, num_rounds: (*play(state, trade), 1)
 
-    return {name: of_endpoint(play) for name, play in functions.rounds.items()}
+    return {name: around(play) for name, play in functions.rounds.items()}
 
 
 def against_network(

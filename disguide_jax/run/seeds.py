@@ -19,14 +19,18 @@ from disguide_jax.core import backend, mesh
 from disguide_jax.errors import UserError
 from disguide_jax.run import devices, extraction, processes, signals, together
 from disguide_jax.run import program as programs
-from disguide_jax.run.compiled import Compiled, compiled
+from disguide_jax.run.compiled import Compiled, FunctionsOf, compiled
 from disguide_jax.run.extraction import Order
 from disguide_jax.run.program import Program
 from disguide_jax.run.together import Ended
 
 
 def train_and_evaluate(
-    config: Config, workdir: pathlib.Path, *, extend: bool = False
+    config: Config,
+    workdir: pathlib.Path,
+    *,
+    extend: bool = False,
+    functions_of: FunctionsOf = compiled,
 ) -> list[dict[str, Any]]:
     """Runs an extraction with each of `config.seeds`, or continues what `workdir` holds of them.
 
@@ -34,6 +38,7 @@ def train_and_evaluate(
       config: of the runs.
       workdir: that of seed N is its folder `seedN`, and holds what a run of this seed leaves.
       extend: accept a larger budget than a workdir was started with.
+      functions_of: `compiled`, or one that shares them, for runs that are not played together.
 
     Returns:
       What each `summary.json` holds, in the order of the seeds.
@@ -53,7 +58,7 @@ def train_and_evaluate(
 
         def play(share: int) -> Ended:
             with mesh.use(shares[share][0]):
-                return _play(orders[share], stop, extend=extend)
+                return _play(orders[share], stop, functions_of, extend=extend)
 
         with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
             # A single one stays in this thread, with its context.
@@ -96,7 +101,9 @@ def _report(summaries: Sequence[dict[str, Any]]) -> None:
     print(f"{name:<10} {each}; mean {np.mean(values):.4f}", flush=True)
 
 
-def _play(orders: Sequence[Order], stop: Sequence[int], *, extend: bool) -> Ended:
+def _play(
+    orders: Sequence[Order], stop: Sequence[int], functions_of: FunctionsOf, *, extend: bool
+) -> Ended:
     """Runs whose rounds are left, on the devices in use."""
     ended = Ended({}, {})
     left = []
@@ -113,7 +120,7 @@ def _play(orders: Sequence[Order], stop: Sequence[int], *, extend: bool) -> Ende
     elif backend.seeds_go_together() and len(left) > 1:
         together.play(left, stop, ended, extend=extend)
     else:
-        _one_program(left, stop, ended)
+        _one_program(left, stop, functions_of, ended)
     return ended
 
 
@@ -127,7 +134,9 @@ def _one_after_another(orders: Sequence[Order], extend: bool, ended: Ended) -> N
             ended.fail(order, error)
 
 
-def _one_program(orders: Sequence[Order], stop: Sequence[int], ended: Ended) -> None:
+def _one_program(
+    orders: Sequence[Order], stop: Sequence[int], functions_of: FunctionsOf, ended: Ended
+) -> None:
     """Runs one after the other, by what the first of them has compiled."""
     program: Program | None = None
     functions: Compiled | None = None
@@ -135,7 +144,7 @@ def _one_program(orders: Sequence[Order], stop: Sequence[int], ended: Ended) -> 
         try:
             shared = extraction.with_seed_of(order, program) if program else None
             program = shared or programs.build(order.config)
-            functions = functions if shared and functions else compiled(program)
+            functions = functions if shared and functions else functions_of(program)
             ended.summaries[order.workdir] = extraction.run(program, functions, order, stop)
         except UserError as error:
             ended.fail(order, error)

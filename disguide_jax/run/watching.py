@@ -7,6 +7,7 @@ seed, around a victim on the host, so that every image passes by: the same run b
 whatever its method, which can be watched without being finished, and ends with the last alarm.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -23,13 +24,14 @@ from disguide_jax.files import datasets, workdir
 from disguide_jax.files.ledger import TEST, TRAINING, UNDEFENDED, Ledger
 from disguide_jax.run import asked
 from disguide_jax.run import program as programs
-from disguide_jax.run.compiled import compiled
+from disguide_jax.run.compiled import FunctionsOf, compiled
 from disguide_jax.run.program import Program
 from disguide_jax.victims.defences import Defended, Traced
 from disguide_jax.victims.detectors import DETECTORS, Alarm, Detector, Real
 
 Stream = Iterable[tuple[np.ndarray, np.ndarray]]  # images as sent, and their classes, in order
 ORDERS = 20  # in which real images are shown, unless told otherwise
+AROUND = functools.partial(compiled, around_victim=True)
 MOST_REAL = 2_000  # images that detectors are calibrated on, or tried on
 
 
@@ -96,8 +98,15 @@ def false_alarms(make: Callable[[], Detector], real: Real, *, orders: int) -> li
     return found
 
 
-def queries(program: Program) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def queries(
+    program: Program, functions_of: FunctionsOf = AROUND
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What a run sends to its victim, from the start, and the victim's classes without a defence.
+
+    Args:
+      program: of the run.
+      functions_of: gives rounds that are compiled around the victim; those that have played the
+        run play the same again.
 
     Raises:
       UserError: the victim is an endpoint, which is not asked again.
@@ -115,9 +124,10 @@ def queries(program: Program) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         sent.append((images, np.asarray(labels)))
         return images, np.asarray(answers)
 
-    state = compiled(program).start(jax.random.key(program.config.seed))
+    functions = functions_of(program)
+    state = functions.start(jax.random.key(program.config.seed))
     for stage in program.stages:
-        play = program.drive(stage)
+        play = functions.rounds[stage.name]
         for _ in range(stage.num_rounds):
             state, _ = play(state, trade)
             yield from sent

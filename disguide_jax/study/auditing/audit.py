@@ -5,7 +5,6 @@ same command continues an audit that was stopped, run by run, and nothing that h
 again. report.json and report.html are written at the end.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -20,6 +19,7 @@ from disguide_jax.errors import Stopped, UserError
 from disguide_jax.files import atomic
 from disguide_jax.files import workdir as workdir_files
 from disguide_jax.run import signals
+from disguide_jax.run.compiled import FunctionsOf, Shared
 from disguide_jax.settings import settings
 from disguide_jax.study import report
 from disguide_jax.study.auditing import cells, contents, runs
@@ -52,12 +52,17 @@ def run(config: AuditConfig, workdir: pathlib.Path, command: str) -> dict[str, A
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir} cannot be made: {error.strerror}") from error
-    with workdir_files.lock(workdir), signals.stop_requests() as stop:
+    functions_of = Shared()  # a defence is part of the victim
+    with (
+        workdir_files.lock(workdir),
+        signals.stop_requests() as stop,
+        Measurer.opened(config, functions_of) as measurer,
+    ):
         _refuse_other(config, workdir)
-        played = _play_all(config, workdir, stop)
+        played = _play_all(measurer, functions_of, workdir, stop)
         if not any(each.seeds for each in played):
             raise UserError("no run has ended:\n" + "\n".join(dict.fromkeys(map(_line, played))))
-        found = contents.gather(config, workdir, played, command)
+        found = contents.gather(measurer, workdir, played, command)
         atomic.write_json(workdir / "report.json", found)
         report.write(found, workdir / "report.html")
     print(f"report     {workdir / 'report.html'}, and report.json beside it", flush=True)
@@ -79,31 +84,31 @@ def _refuse_other(config: AuditConfig, workdir: pathlib.Path) -> None:
     atomic.write_json(path, now)
 
 
-def _play_all(config: AuditConfig, workdir: pathlib.Path, stop: Sequence[int]) -> list[Played]:
+def _play_all(
+    measurer: Measurer, functions_of: FunctionsOf, workdir: pathlib.Path, stop: Sequence[int]
+) -> list[Played]:
     """Runs and measures every cell, and says how it went and how long the others may take."""
+    config = measurer.config
     asked_for, played, seconds = cells.cells_of(config), list[Played](), list[float]()
     print(
         f"{config.name}: {len(asked_for)} cells of {len(config.seeds)} runs with "
         f"{config.query_budget:,} queries each, in {workdir}",
         flush=True,
     )
-    measurer: Measurer | None = None
-    with contextlib.ExitStack() as open_:
-        for left, cell in reversed(list(enumerate(reversed(asked_for)))):
-            if stop:
-                raise Stopped(stop[0], f"{len(played)} of {len(asked_for)} cells")
-            print(f"cell {len(asked_for) - left} of {len(asked_for)}: {cell}", flush=True)
-            began = time.perf_counter()
-            found = runs.play(config, cell, workdir / "cells" / cell.slug)
-            if found.seeds:
-                measurer = measurer or open_.enter_context(Measurer.opened(config, found))
-                measurer.measure(found)
-            took = time.perf_counter() - began
-            seconds += [took] if took > INSTANT else []
-            print(f"    {_line(found)}", flush=True)
-            if seconds and left:
-                print(f"    about {_in_words(statistics.mean(seconds) * left)} left", flush=True)
-            played.append(found)
+    for left, cell in reversed(list(enumerate(reversed(asked_for)))):
+        if stop:
+            raise Stopped(stop[0], f"{len(played)} of {len(asked_for)} cells")
+        print(f"cell {len(asked_for) - left} of {len(asked_for)}: {cell}", flush=True)
+        began = time.perf_counter()
+        found = runs.play(config, cell, workdir / "cells" / cell.slug, functions_of)
+        if found.seeds:
+            measurer.measure(found)
+        took = time.perf_counter() - began
+        seconds += [took] if took > INSTANT else []
+        print(f"    {_line(found)}", flush=True)
+        if seconds and left:
+            print(f"    about {_in_words(statistics.mean(seconds) * left)} left", flush=True)
+        played.append(found)
     return played
 
 

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from disguide_jax.audit_config import AuditConfig
 from disguide_jax.files import workdir as workdir_files
 from disguide_jax.run import asked
 from disguide_jax.study import measure
@@ -18,33 +17,32 @@ FORMAT = 1  # of report.json
 
 
 def gather(
-    config: AuditConfig, workdir: pathlib.Path, played: Sequence[Played], command: str
+    measurer: Measurer, workdir: pathlib.Path, played: Sequence[Played], command: str
 ) -> dict[str, Any]:
     """Puts together what report.json holds, and measures what has not been.
 
     Args:
-      config: of the audit.
+      measurer: of the audit, which has measured a cell.
       workdir: of the audit, which keeps what was measured.
-      played: all cells; a run of one of them has ended.
+      played: all cells.
       command: what was typed.
 
     Raises:
       UserError: the victim or the images have gone.
     """
-    first = min((each for each in played if each.seeds), key=lambda each: each.cell.defence)
-    with Measurer.opened(config, first) as measurer:
-        made = [_cell(measurer, each, command) for each in played]
-        print("measures what defences cost, and alarms on real images", flush=True)
-        contents = asked.contents_of(measurer.plain)
-        false_alarms = {}
-        if config.detector_queries:
-            false_alarms = kept(
-                workdir / "false_alarms.json",
-                [contents, measurer.plain.labels],
-                lambda: measurer.provider.false_alarms(),
-            )
-        num_test_images = len(measurer.tested().images)
-        _, about = measurer.victim(measurer.plain.labels)
+    config, first = measurer.config, measurer.first
+    made = [_cell(measurer, each, command) for each in played]
+    print("measures what defences cost, and alarms on real images", flush=True)
+    contents = asked.contents_of(measurer.plain)
+    false_alarms = {}
+    if config.detector_queries:
+        false_alarms = kept(
+            workdir / "false_alarms.json",
+            [contents, measurer.plain.labels],
+            lambda: measurer.provider.false_alarms(),
+        )
+    num_test_images = len(measurer.tested().images)
+    _, about = measurer.victim(measurer.plain.labels)
     return {
         "format": FORMAT,
         "name": config.name,
@@ -91,7 +89,7 @@ def _cell(measurer: Measurer, played: Played, command: str) -> dict[str, Any]:
         "why": played.why,
         "runs": [_run(measurer, played, seed, command) for seed in played.seeds],
         "samples": measures.samples(played.pictures()),
-        "detectors": measurer.alarms(played),
+        "detectors": measurer.alarms(played) if played.seeds else None,
     }
 
 

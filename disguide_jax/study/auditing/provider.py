@@ -13,6 +13,7 @@ from disguide_jax.errors import UserError
 from disguide_jax.files.ledger import Ledger
 from disguide_jax.run import asked, price, watching
 from disguide_jax.run import program as programs
+from disguide_jax.run.compiled import FunctionsOf
 from disguide_jax.victims.defences import DEFENCES
 
 
@@ -23,10 +24,12 @@ class Provider:
       config: of a run of the victim without a defence.
       workdir: of that run, which has ended.
       most: queries of a run that are looked at.
+      functions_of: of the runs whose rounds are played again.
     """
 
-    def __init__(self, config: Config, workdir: pathlib.Path, most: int):
+    def __init__(self, config: Config, workdir: pathlib.Path, most: int, functions_of: FunctionsOf):
         self._config, self._workdir, self._most = config, workdir, most
+        self._functions_of = functions_of
 
     @functools.cached_property
     def _prepared(self) -> watching.Prepared:
@@ -44,7 +47,7 @@ class Provider:
           config: of the run, with its seed.
           ledger: the folder of the one that has the queries; None: the rounds are played again.
         """
-        with _stream(config, ledger) as stream:
+        with self._stream(config, ledger) as stream:
             watched = watching.judge(stream, self._prepared, most=self._most)
         return {
             name: {
@@ -54,6 +57,16 @@ class Provider:
             }
             for name, found in watched.items()
         }
+
+    @contextlib.contextmanager
+    def _stream(self, config: Config, folder: pathlib.Path | None) -> Iterator[watching.Stream]:
+        """The queries of a run, in order."""
+        if folder is None:
+            program = programs.build(_on_one_device(config))
+            yield watching.queries(program, self._functions_of)
+            return
+        with Ledger.opened(folder) as ledger:
+            yield watching.recorded(ledger)
 
     def false_alarms(self) -> dict[str, Any]:
         """Alarms on real images in random orders, by detector; {} where there are no images."""
@@ -68,16 +81,6 @@ class Provider:
             }
             for name, alarms in self._prepared.false_alarms.items()
         }
-
-
-@contextlib.contextmanager
-def _stream(config: Config, folder: pathlib.Path | None) -> Iterator[watching.Stream]:
-    """The queries of a run, in order."""
-    if folder is None:
-        yield watching.queries(programs.build(_on_one_device(config)))
-        return
-    with Ledger.opened(folder) as ledger:
-        yield watching.recorded(ledger)
 
 
 def _on_one_device(config: Config) -> Config:

@@ -13,6 +13,7 @@ from disguide_jax.config import Config
 from disguide_jax.errors import UserError
 from disguide_jax.files import transfer
 from disguide_jax.run import extraction, pictures, seeds
+from disguide_jax.run.compiled import FunctionsOf, compiled
 from disguide_jax.study.auditing import bought, cells
 from disguide_jax.study.auditing.cells import Cell
 
@@ -80,13 +81,16 @@ class Played(NamedTuple):
         return sorted(found.glob("*.png"))[-1:]
 
 
-def play(audit: AuditConfig, cell: Cell, folder: pathlib.Path) -> Played:
+def play(
+    audit: AuditConfig, cell: Cell, folder: pathlib.Path, functions_of: FunctionsOf = compiled
+) -> Played:
     """Runs a cell with every seed; runs that have ended are left as they are.
 
     Args:
       audit: that it belongs to.
       cell: to be run.
       folder: of its workdirs, and of output.txt, what its runs have said.
+      functions_of: of its runs.
 
     Raises:
       Stopped: a signal asked for it; what has begun is saved.
@@ -101,15 +105,15 @@ def play(audit: AuditConfig, cell: Cell, folder: pathlib.Path) -> Played:
     try:
         with _said_in(folder / "output.txt"):
             if cell.attack in bought.KINDS:
-                _play_bought(played)
+                _play_bought(played, functions_of)
             else:
-                seeds.train_and_evaluate(config, folder)
+                seeds.train_and_evaluate(config, folder, functions_of=functions_of)
     except UserError as error:
         return played._replace(state="failed", why=str(error))
     return played
 
 
-def _play_bought(played: Played) -> None:
+def _play_bought(played: Played, functions_of: FunctionsOf) -> None:
     """Has images labelled and learns from them, one seed after the other.
 
     Raises:
@@ -119,21 +123,21 @@ def _play_bought(played: Played) -> None:
     failures = []
     for seed in played.config.seeds:
         try:
-            _play_bought_once(played, seed)
+            _play_bought_once(played, seed, functions_of)
         except UserError as error:
             failures.append(f"seed {seed}: {error}")
     if failures:
         raise UserError("\n".join(failures))
 
 
-def _play_bought_once(played: Played, seed: int) -> None:
+def _play_bought_once(played: Played, seed: int, functions_of: FunctionsOf) -> None:
     place = played.bought(seed)
     assert place is not None
     config = bought.buy(played.run_config(seed), played.cell.attack, place)
     shown = transfer.load(config.offline.queries).images
     shown = shown[: pictures.num_images(shown.shape[1])]
     pictures.save_image_grid(place / "samples.png", shown)
-    extraction.train_and_evaluate(config, played.workdir(seed))
+    extraction.train_and_evaluate(config, played.workdir(seed), functions_of=functions_of)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ Clones:  two LeNet-5 of half the width.
 Yields:  report.html. With 6,400 queries disguide reaches 91.6 and 94.2 % from probabilities, with
          cross-entropy 95.6 and 95.8, from labels 89.0 and 86.6 (seeds 0 and 1; victim 98.8 %);
          random shapes reach 92 to 95 %.
-Cost:    25 minutes of processor time, 18 minutes on two slow cores of an AMD EPYC.
+Cost:    14 minutes on two slow cores of an AMD EPYC.
 
 python -m disguide_jax.audit --config configs/audit_digits.py
 """

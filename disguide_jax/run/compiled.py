@@ -4,7 +4,6 @@ The victim is part of a round, which is fastest. Where runs against many victims
 other, `Shared` compiles around it, so that a victim that differs compiles nothing else anew.
 """
 
-import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from disguide_jax.config import to_dict
 from disguide_jax.core import losses, machines, mesh, pixels
 from disguide_jax.core.exchange import Trade, make_call
 from disguide_jax.core.types import Array, Key, Metrics, Net, TrainState, Variables
-from disguide_jax.options import VictimConfig
 from disguide_jax.run import evaluate, guard, pictures
 from disguide_jax.run import program as programs
 from disguide_jax.run.program import Program
@@ -68,10 +66,10 @@ def compiled(program: Program, *, around_victim: bool = False) -> Compiled:
 
 
 class Shared:
-    """`compiled`, once for all runs that differ in nothing but their seeds and victims.
+    """`compiled`, once for all runs that differ in nothing but seeds, victims and transfer sets.
 
-    What is trained depends on the configuration and the task, and on nothing that is said of
-    the victim.
+    What is trained depends on the rest of the configuration and on the task, which has what is
+    known of the images.
     """
 
     def __init__(self) -> None:
@@ -79,11 +77,11 @@ class Shared:
 
     def __call__(self, program: Program) -> Compiled:
         """The functions of a run, see `compiled`."""
-        # Test images are shown in the space of the first victim: that of the task or, if the
-        # attacker knows it, its own.
-        victim = VictimConfig(input_space=program.config.victim.input_space)
-        config = dataclasses.replace(program.config, name="", seed=0, victim=victim)
-        key = json.dumps([to_dict(config), program.kit.task], sort_keys=True)
+        said = to_dict(program.config)
+        said["victim"] = said["victim"]["input_space"]  # in which clones are shown test images
+        said["offline"]["queries"] = ""  # of whose content the replay's size alone counts
+        said |= {"name": "", "seed": 0}
+        key = json.dumps([said, program.kit.task], sort_keys=True)
         if key not in self._made:
             self._made[key] = compiled(program, around_victim=True)
         return self._made[key]

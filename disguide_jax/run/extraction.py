@@ -219,12 +219,13 @@ def play(
       UserError: the guard gives the run up, or a metric is not finite.
       Stopped: a signal asked for it; the run is saved.
     """
+    at_once = 1 if place.compiled.around_victim else program.config.rounds_per_call
     with contextlib.closing(Observer(program, place, progress, int(state.round))) as observer:
         loop = Loop(
             make_calls(program, place.compiled, place.paid, int(state.queries)),
             paying.payable_stages(program, place.paid, int(state.queries)),
             functools.partial(event_intervals, program.config),
-            rounds_per_call=program.config.rounds_per_call,
+            rounds_per_call=at_once,
             state=state,
             sums=progress.sums,
             stop=place.stop if machines.count() == 1 else (),  # others: see machines.agreed

@@ -107,14 +107,14 @@ def _play_all(
         seconds += [took] if took > INSTANT else []
         print(f"    {_line(found)}", flush=True)
         if seconds and left:
-            print(f"    about {_in_words(statistics.mean(seconds) * left)} left", flush=True)
+            print(f"    {_in_words(statistics.mean(seconds) * left)} left", flush=True)
         played.append(found)
     return played
 
 
 def _in_words(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{minutes} minute{'s' * (minutes != 1)}" if minutes else "less than a minute"
+    return f"about {minutes} minute{'s' * (minutes != 1)}" if minutes else "less than a minute"
 
 
 def _line(played: Played) -> str:

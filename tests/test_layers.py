@@ -79,6 +79,8 @@ def test_each_thing_stands_in_one_place():
     assert holding(r"usual_dtype\(") <= {"core/backend.py", "run/program.py", "run/supervised.py"}
     assert holding(r"sys\.stderr\)") == {"errors.py"}
     assert holding(r"\bmock\b") == set()
+    asking = {path for path in holding(r"config\.victim\b") if path.startswith(("core", "methods"))}
+    assert asking == {"core/zeroth_order.py"}, "to refuse it: `compiled.Shared` relies on it"
 
 
 def test_functions_and_modules_are_short():

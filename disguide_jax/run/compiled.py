@@ -78,7 +78,8 @@ class Shared:
     def __call__(self, program: Program) -> Compiled:
         """The functions of a run, see `compiled`."""
         said = to_dict(program.config)
-        said["victim"] = said["victim"]["input_space"]  # in which clones are shown test images
+        victim = program.config.victim
+        said["victim"] = [bool(victim.endpoint), victim.input_space]  # where clones are tested
         said["offline"]["queries"] = ""  # of whose content the replay's size alone counts
         said |= {"name": "", "seed": 0}
         key = json.dumps([said, program.kit.task], sort_keys=True)

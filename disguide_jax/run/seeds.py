@@ -116,7 +116,7 @@ def _play(
     if not left:
         return ended
     if left[0].config.victim.endpoint:
-        _one_after_another(left, extend, ended)
+        _one_after_another(left, functions_of, ended, extend=extend)
     elif backend.seeds_go_together() and len(left) > 1:
         together.play(left, stop, ended, extend=extend)
     else:
@@ -124,11 +124,15 @@ def _play(
     return ended
 
 
-def _one_after_another(orders: Sequence[Order], extend: bool, ended: Ended) -> None:
+def _one_after_another(
+    orders: Sequence[Order], functions_of: FunctionsOf, ended: Ended, *, extend: bool
+) -> None:
     """Runs against an endpoint, each with a connection and a ledger of its own."""
     for order in orders:
         try:
-            summary = extraction.train_and_evaluate(order.config, order.workdir, extend=extend)
+            summary = extraction.train_and_evaluate(
+                order.config, order.workdir, extend=extend, functions_of=functions_of
+            )
             ended.summaries[order.workdir] = summary
         except UserError as error:
             ended.fail(order, error)

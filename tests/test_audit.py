@@ -344,7 +344,7 @@ QUICK = (
 def test_a_bought_run_that_has_ended_is_found_so(tmp_path, capsys):
     config = config_of(attacks=("knockoff",), seeds=(0,), query_budget=40)
     for _ in range(2):
-        played = runs.play(config, Cell("knockoff", "soft"), tmp_path)
+        played = runs.play(config, Cell("knockoff", "soft"), tmp_path, compiled.Shared())
         assert (played.state, played.why) == ("done", None)
     assert "is finished" in (tmp_path / "output.txt").read_text()
     assert played.seeds == (0,)

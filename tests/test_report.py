@@ -167,7 +167,7 @@ def test_text_has_enough_contrast_in_light_and_in_dark():
 
 def test_the_verdict_by_hand():
     assert findings.verdict(make_report()) == (
-        "With 20,000 queries, at a price of 30.00 and within 33 minutes, the attack "
+        "With 20,000 queries, at a price of 30.00 and within 0.023 days (33 minutes), the attack "
         "disguide, shown the probabilities of all classes, made a copy that answers like the "
         "victim on 92.0 % of the test images; a copy trained on random pixels does so on 43.0 %, "
         "and a copy trained on real images does so on 96.0 %."
@@ -193,7 +193,7 @@ def test_facts_by_hand():
     )
     assert facts["How soon"] == (
         "It reached 90 % of the victim's accuracy after 10,000 queries, at a price of 15.00 and "
-        "within 17 minutes."
+        "within 0.012 days (17 minutes)."
     )
     # Welch by hand: variances 0.0004 and 0.0001, both of three
     assert facts["What the method adds"] == (
@@ -230,13 +230,13 @@ def test_intervals_by_hand():
     [
         (1234.4, "1,234 days"),
         (2.345, "2.3 days"),
-        (0.25, "6 hours"),
-        (1 / 24, "1 hour"),
-        (20_000 / 10 / 86400, "33 minutes"),
-        (0.0001, "8.6 seconds"),
+        (0.25, "0.25 days (6 hours)"),
+        (1 / 24, "0.042 days (1 hour)"),
+        (20_000 / 10 / 86400, "0.023 days (33 minutes)"),
+        (0.0001, "0.0001 days (8.6 seconds)"),
     ],
 )
-def test_times_are_said_so_that_they_mean_something(days, text):
+def test_days_are_said_so_that_they_mean_something(days, text):
     assert findings.in_time(days) == text
 
 
@@ -271,12 +271,12 @@ def test_the_first_table_by_hand():
         ["knockoff", "soft"],
     ]
     assert rows[4][2:5] == ["failed", "\N{EN DASH}", "\N{EN DASH}"]
-    assert "15.00, 17 minutes" in Page(text).text
+    assert "15.00, 0.012 days" in Page(text).text
 
 
 def test_numbers_are_sorted_as_numbers_and_what_is_missing_says_so():
     text = report.page(make_report())
-    assert '<td class="number" data-value="30.0">30.00<small>33 minutes</small></td>' in text
+    assert '<td class="number" data-value="30.0">30.00<small>0.023 days</small></td>' in text
     assert '<td class="number" data-value="">not reached</td>' in text
     assert '<th scope="row">disguide</th>' in text
 

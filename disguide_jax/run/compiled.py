@@ -44,7 +44,8 @@ def compiled(program: Program, *, around_victim: bool = False) -> Compiled:
 
     Args:
       program: of the run.
-      around_victim: leave a victim out of the rounds that could be in them; an endpoint cannot.
+      around_victim: leave the victim out of the rounds, though its weights are at hand. Those
+        of an endpoint are compiled so anyway.
     """
     kit = program.kit
     victim = program.victim if isinstance(program.victim, Traced) else None

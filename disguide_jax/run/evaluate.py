@@ -81,7 +81,7 @@ def make_test_set(
 
 
 def labels_of(victim: Traced, images: np.ndarray) -> np.ndarray:
-    """What a victim says of real images [M, H, W, channels] uint8, [M] int32."""
+    """What a victim says of images [M, H, W, channels], uint8 or in [-1, 1]: [M] int32."""
     batch_size = min(backend.tested_at_once(images.shape[1]), len(images))
     padded = np.pad(images, [(0, -len(images) % batch_size)] + [(0, 0)] * 3)
     batches = padded.reshape(-1, batch_size, *images.shape[1:])

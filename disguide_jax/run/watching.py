@@ -31,6 +31,7 @@ from disguide_jax.victims.detectors import DETECTORS, Alarm, Detector, Real
 
 Stream = Iterable[tuple[np.ndarray, np.ndarray]]  # images as sent, and their classes, in order
 ORDERS = 20  # in which real images are shown, unless told otherwise
+# Rounds that every image passes by.
 AROUND = functools.partial(compiled, around_victim=True)
 MOST_REAL = 2_000  # images that detectors are calibrated on, or tried on
 

@@ -92,16 +92,23 @@ def in_money(amount: float) -> str:
     return "under 0.01" if 0 < amount < 0.005 else f"{amount:,.2f}"
 
 
-def in_time(amount: float) -> str:
-    """Days, with two digits at least; below one of them hours, minutes or seconds."""
+def in_days(amount: float) -> str:
+    """Days, with two digits at least."""
     if amount >= 1:
         return f"{amount:,.1f} days" if amount < 100 else f"{amount:,.0f} days"
+    return f"{amount:.2g} days"
+
+
+def in_time(amount: float) -> str:
+    """Days, and below one of them hours, minutes or seconds beside."""
+    if amount >= 1:
+        return in_days(amount)
     seconds = amount * 86400
     size, unit = next(
         ((s, u) for s, u in ((3600, "hour"), (60, "minute")) if seconds >= s), (1, "second")
     )
     number = f"{seconds / size:.2g}"
-    return f"{number} {unit}{'s' * (number != '1')}"
+    return f"{in_days(amount)} ({number} {unit}{'s' * (number != '1')})"
 
 
 def first_alarm(cell: Cell) -> tuple[int, str] | None:

@@ -275,11 +275,11 @@ def _count(value: float | None) -> Entry:
 
 
 def _cost(report: Report, queries: float) -> Entry:
-    """Money, with the time below it, or the one that is known."""
+    """Money, with days below it, or the one that is known."""
     money, days = findings.money(report, queries), findings.days(report, queries)
     if money is None:
-        return Entry("" if days is None else findings.in_time(days), days)
-    return Entry(findings.in_money(money), money, note=findings.in_time(days) if days else "")
+        return Entry("" if days is None else findings.in_days(days), days)
+    return Entry(findings.in_money(money), money, note=findings.in_days(days) if days else "")
 
 
 def _reached(report: Report, cell: Cell, part: str, *, priced: bool = False) -> Entry:

@@ -89,7 +89,7 @@ def _cell(measurer: Measurer, played: Played, command: str) -> dict[str, Any]:
         "why": played.why,
         "runs": [_run(measurer, played, seed, command) for seed in played.seeds],
         "samples": measures.samples(played.pictures()),
-        "detectors": measurer.alarms(played) if played.seeds else None,
+        "detectors": measurer.alarms(played),
     }
 
 

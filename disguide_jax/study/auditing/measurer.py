@@ -90,7 +90,7 @@ class Measurer:
 
     def alarms(self, played: Played) -> dict[str, Any] | None:
         """What detectors make of the first run of a cell; None where none is watched."""
-        if not self.config.detector_queries:
+        if not self.config.detector_queries or not played.seeds:
             return None
         seed = played.seeds[0]
         return kept(

@@ -134,17 +134,12 @@ def _gradient(copy: Copy, labels: Array, images: Array) -> Array:
 
 def _named(victim: Traced | Endpoint, images: Array) -> np.ndarray:
     """The victim's classes of images [N, H, W, channels] in [-1, 1]."""
-    parts = [images[i : i + AT_ONCE] for i in range(0, len(images), AT_ONCE)]
     if isinstance(victim, Traced):
-        return np.concatenate([_labels(victim, part) for part in parts])
+        return evaluate.labels_of(victim, np.asarray(images))
+    parts = [images[i : i + AT_ONCE] for i in range(0, len(images), AT_ONCE)]
     sent = (np.asarray(pixels.encode(part, jnp.dtype(jnp.uint8))) for part in parts)
     answers = [jnp.asarray(victim.ask(part, lambda num: None)) for part in sent]
     return np.concatenate([to_labels(part) for part in answers])
-
-
-@jax.jit
-def _labels(victim: Traced, images: Array) -> Array:
-    return to_labels(victim(victim.to_input_space(images)))
 
 
 def outcome(

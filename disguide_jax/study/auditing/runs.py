@@ -13,7 +13,7 @@ from disguide_jax.config import Config
 from disguide_jax.errors import UserError
 from disguide_jax.files import transfer
 from disguide_jax.run import extraction, pictures, seeds
-from disguide_jax.run.compiled import FunctionsOf, compiled
+from disguide_jax.run.compiled import FunctionsOf
 from disguide_jax.study.auditing import bought, cells
 from disguide_jax.study.auditing.cells import Cell
 
@@ -81,9 +81,7 @@ class Played(NamedTuple):
         return sorted(found.glob("*.png"))[-1:]
 
 
-def play(
-    audit: AuditConfig, cell: Cell, folder: pathlib.Path, functions_of: FunctionsOf = compiled
-) -> Played:
+def play(audit: AuditConfig, cell: Cell, folder: pathlib.Path, functions_of: FunctionsOf) -> Played:
     """Runs a cell with every seed; runs that have ended are left as they are.
 
     Args:

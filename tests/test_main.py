@@ -249,15 +249,20 @@ def test_damaged_weights_are_refused_by_name(run, tmp_path, how, message):
     assert files_in(tmp_path) == ["victim.safetensors"]
 
 
-def test_weights_of_another_architecture_are_refused(run, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "asked", "message"),
+    [
+        ("model", "resnet18_8x", "model is 'lenet5', but the configuration needs 'resnet18_8x'"),
+        ("width", "4", "width is 6, but the configuration needs 4"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused_with_what_takes_them(run, key, asked, message):
     path = ROOT / "disguide_jax/assets/digits-lenet5.safetensors"
-    status, _, err = run(
-        "digits_hard.py:smoke",
-        f"--config.victim.weights={path}",
-        "--config.victim.model=resnet18_8x",
-    )
+    weights = f"--config.victim.weights={path}"
+    status, _, err = run("digits_hard.py:smoke", weights, f"--config.victim.{key}={asked}")
     assert status == 2
-    assert "model is 'lenet5', but the configuration needs 'resnet18_8x'" in err
+    as_it_is = {"model": "lenet5", "width": "6"}[key]
+    assert f"{message}; --config.victim.{key}={as_it_is} takes it as it is" in err
 
 
 @pytest.mark.slow

@@ -156,10 +156,11 @@ def _refuse_other(
         channels=channels,
     )
     for key, meant in wanted._asdict().items():
-        if getattr(found, key) != meant:
+        if (has := getattr(found, key)) != meant:
+            as_it_is = f"--config.victim.{key}={has} takes it as it is"
             raise UserError(
-                f"{config.weights}: {key} is {getattr(found, key)!r}, "
-                f"but the configuration needs {meant!r}"
+                f"{config.weights}: {key} is {has!r}, but the configuration needs {meant!r}"
+                + (f"; {as_it_is}" if key in ("model", "width") else "")
             )
     if found.size not in (0, size):
         raise UserError(

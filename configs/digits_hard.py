@@ -2,7 +2,7 @@
 
 Victim:  LeNet-5, trained on scikit-learn's digits; its weights come with the package.
 Clones:  two LeNet-5 of half the width.
-Yields:  soft vote 94.8 to 99.0 % for seeds 0, 1 and 2 (results/digits), victim 98.8 %.
+Yields:  soft vote 98.0 to 99.0 % for seeds 0 to 4 (results/digits), victim 98.8 %.
 Cost:    about a minute on two CPU cores.
 
 python -m disguide_jax.main --config configs/digits_hard.py

@@ -106,15 +106,33 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
     assert names == [*on_clothes, "digits_soft", "digits_hard"]
     for name, family, labels, queries, *shown in rows:
         folder = ROOT / "results" / family / name
-        paths = [folder / f"seed{i}/summary.json" for i in range(3 if family == "digits" else 5)]
+        paths = sorted(folder.glob("seed*/summary.json"))  # all of them: no seed is left out
+        assert len(paths) == 5
         kept = [json.loads(path.read_text()) for path in paths]
         for text, key in zip(shown, ("soft_vote_accuracy", "fidelity"), strict=True):
             assert text == ", ".join(f"{100 * summary[key]:.1f}" for summary in kept)
         for summary in kept:
             assert summary["config"]["labels"] == labels
+            assert {"jax", "disguide_jax"} < summary["versions"].keys()
+            assert re.fullmatch("[0-9a-f]{40}", summary["git_commit"])
             assert f"{summary['queries']:,}" == queries
             if name.endswith("_best") or family == "digits":
                 assert summary["soft_vote_accuracy"] >= 0.9 * summary["victim_accuracy"]
+
+
+def test_what_a_configuration_says_it_yields_is_what_was_kept():
+    told = {}
+    for path in (ROOT / "configs").glob("*.py"):
+        text = " ".join(path.read_text().split())
+        said = r"Yields: soft vote ([\d.]+) to ([\d.]+) % for seeds 0 to 4 \(results/(\w+)\)"
+        if found := re.search(said, text):
+            told[path.stem] = found.groups()
+    kept = {path.parent.name for path in (ROOT / "results").glob("[df]*/*_*/seed4")}
+    assert told.keys() >= {name for name in kept if "," not in name}
+    for name, (least, most, family) in told.items():
+        paths = (ROOT / "results" / family / name).glob("seed*/summary.json")
+        values = [100 * json.loads(path.read_text())["soft_vote_accuracy"] for path in paths]
+        assert (least, most) == (f"{min(values):.1f}", f"{max(values):.1f}"), name
 
 
 def test_the_speeds_of_endpoints_are_those_that_were_kept():

@@ -37,6 +37,7 @@ def get_config(variant: str = "") -> Config:
             "diversity_epochs": 3,
             "choose_every_rounds": 200,
             "flip": False,
+            "validate_last": True,
         },
     )
     return select(config, variant)

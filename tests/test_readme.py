@@ -97,10 +97,10 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
             "soft",
             "hard_best",
             "hard",
+            "dfms",
             "maze",
             "dfme",
             "dual_students",
-            "dfms",
         )
     ]
     assert names == [*on_clothes, "digits_soft", "digits_hard"]

@@ -120,6 +120,17 @@ def test_the_rows_of_single_seeds_are_those_of_the_kept_summaries():
                 assert summary["soft_vote_accuracy"] >= 0.9 * summary["victim_accuracy"]
 
 
+def test_what_five_times_the_queries_gave_is_what_was_kept():
+    cell, said = "fashion_soft_best", []
+    for folder in (f"{cell},query_budget=1000000", cell):
+        path = ROOT / "results/fashion" / folder / "seed0/summary.json"
+        summary = json.loads(path.read_text())
+        said += [f"{100 * summary[key]:.1f}" for key in ("soft_vote_accuracy", "fidelity")]
+    long, short = "{} % and a fidelity of {} %", "instead of {} and {};"
+    text = f"seed 0 of `{cell}` ends at {long} {short}".format(*said)
+    assert text in " ".join(RESULTS.split())
+
+
 def test_what_a_configuration_says_it_yields_is_what_was_kept():
     told = {}
     for path in (ROOT / "configs").glob("*.py"):

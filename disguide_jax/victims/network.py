@@ -157,10 +157,10 @@ def _refuse_other(
     )
     for key, meant in wanted._asdict().items():
         if (has := getattr(found, key)) != meant:
-            as_it_is = f"--config.victim.{key}={has} takes it as it is"
+            remedy = f"; --config.victim.{key}={has} takes it as it is"
             raise UserError(
                 f"{config.weights}: {key} is {has!r}, but the configuration needs {meant!r}"
-                + (f"; {as_it_is}" if key in ("model", "width") else "")
+                + (remedy if key in ("model", "width") else "")
             )
     if found.size not in (0, size):
         raise UserError(

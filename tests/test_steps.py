@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +11,9 @@ import tiny
 
 from disguide_jax import shipped
 from disguide_jax.config import ClonesConfig, DisguideConfig, ReplayConfig, ScheduleConfig
-from disguide_jax.core import images, learn, replay, streams
+from disguide_jax.core import backend, images, learn, replay, streams
 from disguide_jax.core import stages as stages_lib
-from disguide_jax.core.exchange import make_call
+from disguide_jax.core.exchange import make_call, repeat
 from disguide_jax.errors import UserError
 from disguide_jax.methods import disguide
 from disguide_jax.run import program as parts
@@ -157,6 +158,44 @@ def test_clones_start_apart():
     _, state = tiny.build(tiny.config())
     kernel = state.clones.params["fc"]["kernel"]
     assert (kernel[0] != kernel[1]).all()
+
+
+def convolve(x):
+    return jax.lax.conv(x[None, None], jnp.ones((1, 1, 3, 3)), (1, 1), "SAME")[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("transform", "over", "kind", "devices", "looped"),
+    [
+        (jnp.sin, jnp.arange(3.0), "cpu", 1, True),
+        (jnp.sin, jnp.arange(3.0), "cpu", 2, False),
+        (jnp.sin, jnp.arange(1.0), "cpu", 1, False),
+        (convolve, jnp.arange(3.0), "cpu", 1, False),
+        (jax.jit(jax.checkpoint(convolve)), jnp.arange(2.0), "cpu", 1, False),
+        (convolve, jnp.arange(3.0), "gpu", 2, True),
+    ],
+)
+def test_steps_are_repeated_in_a_loop_where_nothing_speaks_against_it(
+    transform, over, kind, devices, looped, monkeypatch
+):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+
+    def step(x, each):
+        x = transform(x) + each
+        return x, {"sum": x.sum()}
+
+    x = last = jnp.eye(4)
+    with backend.pretended(kind):
+        assert ("scan[" in str(jax.make_jaxpr(lambda x: repeat(step, x, over))(x))) == looped
+        repeated = repeat(step, x, over)
+    for each in over:
+        last, metrics = step(last, each)
+    chex.assert_trees_all_close(repeated, (last, metrics), rtol=1e-6)
+
+
+def test_replayed_batches_of_networks_without_convolutions_are_a_loop():
+    _, state, step = tiny_step(tiny.config(replay=ReplayConfig(size=16, batches=7)))
+    assert str(jax.make_jaxpr(step)(state, VICTIM)).count("length=7") == 1
 
 
 @pytest.mark.parametrize(("budget", "rounds"), [(6, 1), (11, 1), (12, 2), (60, 10), (65, 10)])

@@ -3,9 +3,11 @@
 import contextlib
 import contextvars
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 
 OF_MEMORY = (  # environment variables of jaxlib
@@ -20,8 +22,28 @@ _pretended: contextvars.ContextVar[str] = contextvars.ContextVar("pretended", de
 
 
 def loops_are_slow() -> bool:
-    """Whether to unroll: a convolution's gradient in a loop is 30 times slower on a CPU."""
+    """Whether rounds go one by one: a CPU is no faster with many in a call."""
     return name() == "cpu"
+
+
+def unrolls(step: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a step is repeated by writing it down several times, and not by a loop.
+
+    On a CPU a convolution's gradient in a loop is 30 times slower, which the matrix products of
+    `models.windows` are not, and what several devices exchange there may collide, see
+    `calls_collide`.
+    """
+    if name() != "cpu":
+        return False
+    return jax.device_count() > 1 or _convolves(jax.make_jaxpr(step)(*arguments).jaxpr)
+
+
+def _convolves(jaxpr: jax.extend.core.Jaxpr) -> bool:
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        or any(map(_convolves, jax.extend.core.jaxprs_in_params(equation.params)))
+        for equation in jaxpr.eqns
+    )
 
 
 def seeds_go_together() -> bool:

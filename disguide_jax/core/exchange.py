@@ -207,9 +207,10 @@ def repeat[Carry](
 ) -> tuple[Carry, Metrics]:
     """Takes a step with each element of `over`; returns the metrics of the last, {} of none.
 
-    One program on a GPU or TPU, however many steps; unrolled where loops are slow.
+    A loop, which compiles in less time, where the backend has no reason to unroll it.
     """
-    if len(over) > 1 and not backend.loops_are_slow():
+    first = jax.ShapeDtypeStruct(over.shape[1:], over.dtype)  # a key would count as used
+    if len(over) > 1 and not backend.unrolls(step, carry, first):
         carry, metrics = jax.lax.scan(step, carry, over)
         return carry, {name: values[-1] for name, values in metrics.items()}
     metrics = {}

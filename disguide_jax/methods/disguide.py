@@ -100,10 +100,7 @@ def make_round(kit: Kit, stage: Stage) -> Round:
         return state.replace(clones=learner), metrics
 
     def learn_replayed(state: TrainState) -> tuple[TrainState, Metrics]:
-        # Unrolled, not scanned, on every backend: XLA then reuses what the steps share.
-        learner, metrics = state.clones, {}
-        keys = jax.random.split(streams.of_round(state, REPLAY), config.replay.batches)
-        for key in keys:
+        def step(learner: Learner, key: Key) -> tuple[Learner, Metrics]:
             images, answers = draw_replayed(kit, state.replay, learner.variables, key)
             images = core_images.augment(
                 jax.random.fold_in(key, AUGMENT),
@@ -115,7 +112,10 @@ def make_round(kit: Kit, stage: Stage) -> Round:
             learner, replayed = learn.teach(
                 learner, clones, tx.clones, kit.answers.loss, images, answers
             )
-            metrics = {"clones/replay_loss": replayed["clones/loss"]}
+            return learner, {"clones/replay_loss": replayed["clones/loss"]}
+
+        keys = jax.random.split(streams.of_round(state, REPLAY), config.replay.batches)
+        learner, metrics = repeat(step, state.clones, keys)
         return state.replace(clones=learner), metrics
 
     fresh = Exchange(config.batch_size, propose, learn_fresh, config.disguide.fresh_batches)

@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from disguide_jax.study import reference
+from disguide_jax.study import intervals, reference
 
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "results/README.md").read_text()
@@ -162,6 +162,24 @@ def test_the_races_are_those_that_were_kept():
         medians = [race[f"{who}_queries_per_second"]["median"] for who in ("jax", "torch")]
         kept[race["config"]["name"]] = [f"{m:,.1f}" if m < 10 else f"{m:,.0f}" for m in medians]
     assert {name: shown for name, *shown in rows if name in kept} == kept
+
+
+def test_whole_runs_in_pytorch_and_ours_agree_within_their_intervals():
+    kept = json.loads((ROOT / "results/bench/torch_fashion_soft.json").read_text())["runs"]
+    folder = ROOT / "results/fashion/fashion_soft"
+    paths = [folder / f"seed{run['seed']}/summary.json" for run in kept]
+    ours = [json.loads(path.read_text()) for path in paths]
+    assert [run["queries"] for run in kept] == [run["queries"] for run in ours]
+    assert {run["victim_accuracy"] for run in kept} == {run["victim_accuracy"] for run in ours}
+    ranges = []
+    for program, key, runs in (("ours", "soft_vote_accuracy", ours), ("PyTorch", "accuracy", kept)):
+        values, fidelity = ([100 * run[k] for run in runs] for k in (key, "fidelity"))
+        mean, half = intervals.mean_and_interval(values)
+        shown = [", ".join(f"{x:.1f}" for x in numbers) for numbers in (values, fidelity)]
+        assert f"| {program} | {shown[0]} | {mean:.1f} ± {half:.1f} | {shown[1]} |" in RESULTS
+        ranges.append((mean - half, mean + half))
+    (low, high), (other_low, other_high) = ranges
+    assert max(low, other_low) < min(high, other_high)
 
 
 def test_its_plans_are_those_that_were_kept():

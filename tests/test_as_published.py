@@ -17,6 +17,7 @@ from disguide_jax.core import images
 from disguide_jax.options import GeneratorConfig
 from disguide_jax.run import evaluate
 from disguide_jax.run.progress import Progress
+from disguide_jax.settings import set_value
 from disguide_jax.study import paper
 
 DEFAULTS = {  # METHODS: what the authors' code does
@@ -86,6 +87,17 @@ def test_the_papers_configurations_change_what_the_paper_says_and_nothing_else(n
     assert config.schedule.block_rounds == 150
     for key, default in (DEFAULTS | {"generator.diversity_weight": diversity_weight}).items():
         assert value(config, key) == default, key
+
+
+@pytest.mark.parametrize("name", ["c10_soft", "c10_hard", "c100_soft", "c100_hard"])
+def test_the_best_change_what_helped_on_fashion_mnist_and_nothing_else(name):
+    config, best = shipped.load(name), shipped.load(f"{name}_best")
+    fashion = shipped.load(f"fashion_{name.split('_')[1]}_best")
+    for key in ("replay.batches", "disguide.shapes"):
+        assert value(config, key) != value(fashion, key)
+        set_value(config, key, value(fashion, key))
+    config.name = best.name
+    assert config == best
 
 
 TABLES_1_5_6 = {  # victim, final, maximum, individual

@@ -395,6 +395,7 @@ def test_configurations_are_valid_and_their_headers_name_file_and_command(name):
 
 EXTRACTIONS = ["c10_soft", "c10_hard", "c100_soft", "c100_hard", "c100_hard_r34"]
 EXTRACTIONS += ["c10_soft_narrow", "c10_hard_narrow"]
+EXTRACTIONS += ["c10_soft_best", "c10_hard_best", "c100_soft_best", "c100_hard_best"]
 
 
 @pytest.mark.parametrize("name", EXTRACTIONS)

@@ -22,15 +22,15 @@ _pretended: contextvars.ContextVar[str] = contextvars.ContextVar("pretended", de
 
 
 def loops_are_slow() -> bool:
-    """Whether rounds go one by one: a CPU is no faster with many in a call."""
+    """Whether rounds go one by one: a convolution's gradient in a loop is slow on a CPU."""
     return name() == "cpu"
 
 
 def unrolls(step: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a step is repeated by writing it down several times, and not by a loop.
+    """Whether a step that a round repeats is written out each time instead of put into a loop.
 
-    On a CPU a convolution's gradient in a loop is 30 times slower, which the matrix products of
-    `models.windows` are not, and what several devices exchange there may collide, see
+    On a CPU a convolution's gradient in a loop is 30 times slower; the matrix products of
+    `models.windows` are not. What several devices send each other there may collide, see
     `calls_collide`.
     """
     if name() != "cpu":

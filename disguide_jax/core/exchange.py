@@ -207,7 +207,7 @@ def repeat[Carry](
 ) -> tuple[Carry, Metrics]:
     """Takes a step with each element of `over`; returns the metrics of the last, {} of none.
 
-    A loop, which compiles in less time, where the backend has no reason to unroll it.
+    A loop, which compiles in less time, unless the backend unrolls it.
     """
     first = jax.ShapeDtypeStruct(over.shape[1:], over.dtype)  # a key would count as used
     if len(over) > 1 and not backend.unrolls(step, carry, first):

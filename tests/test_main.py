@@ -178,7 +178,7 @@ def victim_of(name: str) -> tuple[str, str]:
         return "cifar10-resnet34_w16", "victim_c10_r34_narrow"
     if "c10_" in name:
         return "cifar10-resnet34_8x", "victim_c10_r34"
-    if name in ("c100_hard", "dfms_c100_hard"):
+    if name in ("c100_hard", "c100_hard_best", "dfms_c100_hard"):
         return "cifar100-resnet18_8x", "victim_c100_r18"
     return "cifar100-resnet34_8x", "victim_c100_r34"
 

@@ -97,11 +97,14 @@ def _spread(windows: Array) -> Array:
     """Adds every window to the pixels that it was copied from, the transpose of `_windows`."""
     size, _, channels, height, width, batch = windows.shape
     x = jnp.zeros((channels, height + size - 1, width + size - 1, batch), windows.dtype)
-    for h in range(size):  # in place: twice as fast as a sum of padded windows
-        for w in range(size):
+
+    def add_row(h: Array, x: Array) -> Array:
+        for w in range(size):  # in place: twice as fast as a sum of padded windows
             at, window = (0, h, w, 0), windows[h, w]
             x = lax.dynamic_update_slice(x, lax.dynamic_slice(x, at, window.shape) + window, at)
-    return x
+        return x
+
+    return lax.fori_loop(0, size, add_row, x)  # as fast as unrolled, and compiles sooner
 
 
 # Clones are folded into the out features wherever only the other operand is shared.

@@ -101,6 +101,23 @@ def test_the_time_that_is_left_is_told_by_earlier_runs_or_by_flops(tmp_path, cap
     )
 
 
+@pytest.mark.parametrize(
+    ("all_finished", "said"), [(True, "2 of 2 runs have finished\n"), (False, "")]
+)
+def test_what_ends_while_it_is_looked_after_is_told_last(tmp_path, capsys, all_finished, said):
+    """Of a cluster's runs, the last may end between the count and the look at the queue."""
+    cell = Cell("digits", "digits_soft")
+    write_result(tmp_path / "results", cell, 0)
+    options = {"results": tmp_path / "results", "workdirs": tmp_path, "least_hours": lambda _: 0.0}
+    found = results.run_missing(
+        [cell], [0, 1], launcher=lambda tasks, dry_run: all_finished, **options
+    )
+    assert found == all_finished
+    first, last = capsys.readouterr().out.split("\n", 1)
+    assert first.startswith("1 of 2 runs have finished; ")
+    assert last == said
+
+
 def test_results_of_another_configuration_are_refused(tmp_path):
     cell = Cell("digits", "digits_soft")
     target = write_result(tmp_path, cell, 0)

@@ -147,7 +147,10 @@ def run_missing(
         order = dict.fromkeys(cell for cell, _ in left)
         groups = [(cell, [seed for other, seed in left if other == cell]) for cell in order]
     tasks = [_task(cell, members, results, workdirs, extra) for cell, members in groups]
-    return (launcher or local())(tasks, dry_run=dry_run)
+    all_finished = (launcher or local())(tasks, dry_run=dry_run)
+    if left and all_finished and not dry_run:
+        print(f"{len(runs)} of {len(runs)} runs have finished", flush=True)
+    return all_finished
 
 
 def _task(

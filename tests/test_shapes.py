@@ -43,17 +43,20 @@ def test_every_grid_is_drawn():
 
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_a_share_of_every_batch_is_shapes_and_the_rest_the_generators(candidates):
+    """Of more candidates than are sent, those that the clones disagree on most."""
     config = tiny.config(
         disguide=DisguideConfig(shapes=0.4, fresh_batches=2, candidates=candidates)
     )
-    _, state, after, sent = play(config)
+    kit, state, after, sent = play(config)
     assert [len(batch) for batch in sent] == [6, 6]
     assert int(after.queries) == int(after.replay.size) == 12
-    keys = jax.random.split(streams.of_round(state, disguide.CLONES))
-    for key, batch in zip(keys, sent, strict=True):
-        drawn = shapes.draw(jax.random.fold_in(key, disguide.SHAPES), 2, 32, 3)
-        np.testing.assert_allclose(batch[4:], drawn, atol=1e-6)
-        assert (np.abs(batch[:4]) < 1).all(), "a tanh is never quite black"
+    key, _ = jax.random.split(streams.of_round(state, disguide.CLONES))  # of the first batch
+    drawn = shapes.draw(jax.random.fold_in(key, disguide.SHAPES), candidates * 2, 32, 3)
+    chosen = disguide.most_disputed(kit, state.clones.variables, drawn, 2)
+    if candidates == 1:
+        np.testing.assert_array_equal(chosen, drawn)
+    np.testing.assert_allclose(sent[0][4:], chosen, atol=1e-6)
+    assert all((np.abs(batch[:4]) < 1).all() for batch in sent), "a tanh is never quite black"
 
 
 def test_the_share_is_rounded_down_and_the_generator_keeps_one_image():

@@ -81,11 +81,11 @@ def make_round(kit: Kit, stage: Stage) -> Round:
             gray_every=config.generator.gray_every,
             train=False,
         )
-        if candidates > 1:
-            images = most_disputed(kit, state.clones.variables, images, num)
+        images = most_disputed(kit, state.clones.variables, images, num)
         if num_shapes:
-            key = jax.random.fold_in(key, SHAPES)
-            drawn = shapes.draw(key, num_shapes, kit.task.size, kit.task.channels)
+            key, many = jax.random.fold_in(key, SHAPES), candidates * num_shapes
+            drawn = shapes.draw(key, many, kit.task.size, kit.task.channels)
+            drawn = most_disputed(kit, state.clones.variables, drawn, num_shapes)
             images = jnp.concatenate([images, drawn])
         return images, ()
 
@@ -149,8 +149,10 @@ def most_disputed(kit: Kit, clones: Variables, images: Array, num: int) -> Array
     """The `num` images [N, ...] of candidates [M, ...] that the clones disagree on most.
 
     It is even over the classes that the clones name. To make images is free and to ask about
-    them is not (CaBaGE and DualCOS, 2024).
+    them is not (CaBaGE and DualCOS, 2024). Where all are wanted they stay in their order.
     """
+    if len(images) == num:
+        return images
     logits, _ = kit.networks.clones.apply(clones, images, train=False)
     scores = losses.disagreement(jax.nn.softmax(logits))
     return images[choose.evenly(scores, soft_vote(logits), num)]

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: a LeNet-5 copied from its probabilities, shapes among the queries.
+"""Fashion-MNIST: a LeNet-5 copied from its probabilities, asked about what its copies dispute.
 
 Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the package.
 Clones:  two LeNet-5 of its own size.
@@ -22,6 +22,6 @@ def get_config(variant: str = "") -> Config:
         generator={"learning_rate": 1e-3},
         clones={"learning_rate": 0.1},
         replay={"size": 200_000, "batches": 8},
-        disguide={"shapes": 0.5},
+        disguide={"shapes": 0.5, "candidates": 4},
     )
     return select(config, variant)

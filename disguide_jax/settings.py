@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from disguide_jax.errors import UserError
@@ -130,22 +130,25 @@ def check_values(config: Any) -> None:
             raise UserError(f"config.{key} is {value!r}; it must be {known.wanted(value)}")
 
 
+def is_among(key: str, keys: Sequence[str]) -> bool:
+    """Whether a key is one of `keys`, of which "GROUP." stands for all keys of a group."""
+    return key in keys or key.startswith(tuple(name for name in keys if name.endswith(".")))
+
+
 def refuse_ignored(config: Any, ignored: tuple[str, ...], by: str) -> None:
     """Refuses keys that something ignores and that are not at their defaults.
 
     Args:
       config: of the run.
-      ignored: keys, or "GROUP." for all keys of a group.
+      ignored: as `is_among` takes them.
       by: what ignores them, such as a method, for the message.
 
     Raises:
       UserError: names the first such key.
     """
-    groups = tuple(name for name in ignored if name.endswith("."))
     for key, known in settings(type(config)).items():
         value = get_value(config, key)
-        is_meant = key in ignored or key.startswith(groups)
-        if is_meant and value != known.default:
+        if is_among(key, ignored) and value != known.default:
             raise UserError(
                 f"config.{key} is {value!r}; {by} makes no use of it: leave it at its default, "
                 f"{known.default!r}"

@@ -4,6 +4,7 @@ import pytest
 from conftest import ROOT
 
 from disguide_jax.files.workdir import read_log
+from disguide_jax.methods import METHODS
 from disguide_jax.run import advice, extraction
 from disguide_jax.study.results import Cell
 
@@ -59,6 +60,41 @@ def test_without_a_fall_of_the_rate_or_lines_on_both_sides_nothing_is_said_of_th
     assert advice.advise(lines(losses=flat, rates=(0.1,) * 4)) == []
     assert advice.advise(lines(losses=flat, rates=(0.1, 0.03, 0.03, 0.03))) == []
     assert advice.advise(lines(losses=flat, rates=(0.1, 0.09, 0.08, 0.07))) == [], "a cosine"
+
+
+@pytest.mark.parametrize(
+    ("method", "unseen", "unmoved"),
+    [
+        (
+            "disguide",
+            "send more, lower clones.learning_rate, raise generator.diversity_weight or send "
+            "disguide.shapes",
+            "raise clones.learning_rate, raise replay.batches or take a larger clones.model",
+        ),
+        (
+            "dfme",
+            "send more or lower clones.learning_rate",
+            "raise clones.learning_rate or take a larger clones.model",
+        ),
+        (
+            "maze",
+            "send more or lower clones.learning_rate",
+            "raise clones.learning_rate, raise replay.batches or take a larger clones.model",
+        ),
+    ],
+)
+def test_what_is_advised_is_of_use_to_the_method(method, unseen, unmoved):
+    log = lines(losses=(1.0,) * 4, shares=(1.0, 0.0))
+    first, second = advice.advise(log, METHODS[method].ignores)
+    assert first.endswith(f"not learnt; {unseen}")
+    assert second.endswith(f"too small; {unmoved}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_two_ways_at_least(method):
+    log = lines(losses=(1.0,) * 4, shares=(1.0, 0.0))
+    for hint in advice.advise(log, METHODS[method].ignores):
+        assert not hint.split("; ")[-1].startswith(" or ")
 
 
 @pytest.mark.parametrize(("method", "number"), [("digits_hard", 0), ("digits_dfme", 5)])

@@ -9,18 +9,43 @@ from typing import Any
 
 import numpy as np
 
+from disguide_jax.settings import is_among
+
 LEAST_SHARE = 0.25  # of an even share of the answers, below which a class is hardly seen
 LEAST_FALL = 0.1  # of the clones' loss where their rate falls; 0.2 to 0.3 where the rate suits
 NUM_LINES = 2  # of the log, before and after
 
+FOR_UNSEEN_CLASSES = {  # key: what to do with it
+    "query_budget": "send more",
+    "clones.learning_rate": "lower clones.learning_rate",
+    "generator.diversity_weight": "raise generator.diversity_weight",
+    "disguide.shapes": "send disguide.shapes",
+}
+FOR_UNMOVED_LOSS = {
+    "clones.learning_rate": "raise clones.learning_rate",
+    "replay.batches": "raise replay.batches",
+    "clones.model": "take a larger clones.model",
+}
 
-def advise(lines: Sequence[dict[str, Any]]) -> list[str]:
+
+def advise(lines: Sequence[dict[str, Any]], ignored: Sequence[str] = ()) -> list[str]:
     """The likely causes and what to change, in words; empty where nothing is conspicuous.
 
     Args:
       lines: of the log, from the start of the run.
+      ignored: keys that the method makes no use of, as `Method.ignores` has them.
     """
-    return [hint for hint in (unseen_classes(lines), unmoved_loss(lines)) if hint]
+    found = [
+        (unseen_classes(lines), FOR_UNSEEN_CLASSES),
+        (unmoved_loss(lines), FOR_UNMOVED_LOSS),
+    ]
+    return [f"{cause}; {_one_of(ways, ignored)}" for cause, ways in found if cause]
+
+
+def _one_of(ways: dict[str, str], ignored: Sequence[str]) -> str:
+    """What can be done, of ways by their key, where some keys are ignored."""
+    *others, last = [way for key, way in ways.items() if not is_among(key, ignored)]
+    return f"{', '.join(others)} or {last}"
 
 
 def unseen_classes(lines: Sequence[dict[str, Any]]) -> str:
@@ -36,11 +61,7 @@ def unseen_classes(lines: Sequence[dict[str, Any]]) -> str:
         return ""
     named = ", ".join(f"{k} ({mean[k]:.1%})" for k in rare[:5])
     more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-    return (
-        f"of the answers hardly any named class {named}{more}: what is not seen is not learnt; "
-        "send more, lower clones.learning_rate, or let disguide vary its queries more with "
-        "generator.diversity_weight or shapes"
-    )
+    return f"of the answers hardly any named class {named}{more}: what is not seen is not learnt"
 
 
 def unmoved_loss(lines: Sequence[dict[str, Any]]) -> str:
@@ -60,6 +81,5 @@ def unmoved_loss(lines: Sequence[dict[str, Any]]) -> str:
         return ""
     return (
         f"the clones' loss {'fell by only' if fall > 0 else 'rose by'} {abs(fall):.0%} when their "
-        "rate fell: the rate was too low to keep up with the generator, or the clones are too "
-        "small; raise clones.learning_rate or replay.batches, or take a larger clones.model"
+        "rate fell: the rate was too low to keep up with the generator, or the clones are too small"
     )

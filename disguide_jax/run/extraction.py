@@ -202,7 +202,8 @@ def conclude(
         print(f"{order.label} has ended", flush=True)
     print(summaries.report(summary), flush=True)
     if program.config.guard != "off":
-        for hint in advice.advise(workdir_files.read_log(order.workdir)):
+        log = workdir_files.read_log(order.workdir)
+        for hint in advice.advise(log, program.method.ignores):
             print(f"hint       {hint}", flush=True)
     return summary
 

@@ -67,7 +67,7 @@ def test_without_a_fall_of_the_rate_or_lines_on_both_sides_nothing_is_said_of_th
     [
         (
             "disguide",
-            "send more, lower clones.learning_rate, raise generator.diversity_weight or send "
+            "send more, lower clones.learning_rate, raise generator.diversity_weight or raise "
             "disguide.shapes",
             "raise clones.learning_rate, raise replay.batches or take a larger clones.model",
         ),

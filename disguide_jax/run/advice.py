@@ -19,7 +19,7 @@ FOR_UNSEEN_CLASSES = {  # key: what to do with it
     "query_budget": "send more",
     "clones.learning_rate": "lower clones.learning_rate",
     "generator.diversity_weight": "raise generator.diversity_weight",
-    "disguide.shapes": "send disguide.shapes",
+    "disguide.shapes": "raise disguide.shapes",
 }
 FOR_UNMOVED_LOSS = {
     "clones.learning_rate": "raise clones.learning_rate",

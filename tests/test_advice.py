@@ -1,5 +1,8 @@
 """What a run says at its end of clones that have stopped learning."""
 
+import itertools
+import math
+
 import pytest
 from conftest import ROOT
 
@@ -59,7 +62,13 @@ def test_without_a_fall_of_the_rate_or_lines_on_both_sides_nothing_is_said_of_th
     flat = (1.0,) * 4
     assert advice.advise(lines(losses=flat, rates=(0.1,) * 4)) == []
     assert advice.advise(lines(losses=flat, rates=(0.1, 0.03, 0.03, 0.03))) == []
-    assert advice.advise(lines(losses=flat, rates=(0.1, 0.09, 0.08, 0.07))) == [], "a cosine"
+
+
+@pytest.mark.parametrize("num_lines", [4, 7, 31])
+def test_nothing_is_said_of_a_rate_that_falls_along_a_cosine(num_lines):
+    rates = [0.03 * (1 + math.cos(math.pi * i / num_lines)) / 2 for i in range(1, num_lines + 1)]
+    assert any(after < before / 2 for before, after in itertools.pairwise(rates[:-1]))
+    assert advice.advise(lines(losses=(1.0,) * num_lines, rates=rates)) == []
 
 
 @pytest.mark.parametrize(

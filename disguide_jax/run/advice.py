@@ -72,6 +72,8 @@ def unmoved_loss(lines: Sequence[dict[str, Any]]) -> str:
     if not drops or not NUM_LINES <= drops[0] <= len(told) - NUM_LINES:
         return ""
     at = drops[0]
+    if rates[at - NUM_LINES] != rates[at - 1]:  # a cosine, whose last falls are steep
+        return ""
     before, after = (
         np.mean([line.get("clones/replay_loss", line["clones/loss"]) for line in part])
         for part in (told[at - NUM_LINES : at], told[at : at + NUM_LINES])

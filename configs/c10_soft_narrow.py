@@ -3,7 +3,8 @@
 Victim:  ResNet-34 of a quarter of the width, victims/cifar10-resnet34_w16.safetensors, from
          python scripts/train_victim.py --config configs/victim_c10_r34_narrow.py
 Clones:  two ResNet-18 of an eighth of the width.
-Cost:    3,125 rounds of 43 GFLOP; 307 MB of replay.
+Yields:  soft vote 40.6 % for seed 0 and a victim with 86.7 % (results/cifar10_cpu).
+Cost:    3,125 rounds of 43 GFLOP, 87 minutes on one core of an Intel Xeon; 307 MB of replay.
 
 python -m disguide_jax.main --config configs/c10_soft_narrow.py
 """

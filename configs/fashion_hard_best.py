@@ -4,7 +4,7 @@ Victim:  LeNet-5, trained on Fashion-MNIST, 91.1 %; its weights come with the pa
 Clones:  two LeNet-5 of its own size.
 Data:    to test on; on Debian and Ubuntu `apt-get install dataset-fashion-mnist`.
 Yields:  soft vote 86.4 to 88.1 % for seeds 0 to 4 (results/fashion).
-Cost:    fifteen minutes on one core of an Intel Xeon.
+Cost:    fourteen to eighteen minutes on one core of an Intel Xeon.
 
 python -m disguide_jax.main --config configs/fashion_hard_best.py
 """

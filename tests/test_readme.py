@@ -139,6 +139,29 @@ def test_what_five_times_the_queries_gave_is_what_was_kept():
     assert text in " ".join(RESULTS.split())
 
 
+def test_what_cifar_10_gave_on_a_cpu_is_what_was_kept():
+    folder = ROOT / "results/cifar10_cpu"
+    kept = json.loads((folder / "summary.json").read_text())
+    assert {"jax", "disguide_jax"} < kept["versions"].keys()
+    assert re.fullmatch("[0-9a-f]{40}", kept["git_commit"])
+    assert kept["config"]["name"] == "c10_soft_narrow"
+    minutes = f"{kept['wall_seconds'] / 60:.0f} minutes"
+    accuracy, fidelity, victim = (
+        f"{100 * kept[key]:.1f} %" for key in ("soft_vote_accuracy", "fidelity", "victim_accuracy")
+    )
+    header = (ROOT / "configs/c10_soft_narrow.py").read_text()
+    assert f"soft vote {accuracy} for seed 0 and a victim with {victim} (results/cif" in header
+    assert f"{minutes} on one core" in header
+    text = " ".join(RESULTS.split("## CIFAR-10 and CIFAR-100")[1].split())
+    assert f"After {kept['queries']:,} queries" in text
+    assert f"{minutes} beside another run" in text
+    assert f"the soft vote of seed 0 has {accuracy} and a fidelity of {fidelity}" in text
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    at = {line["queries"]: line.get("eval/soft_vote_accuracy") for line in lines}
+    first, second, third = (f"{100 * at[queries]:.1f}" for queries in (12_800, 25_600, 38_400))
+    assert f"the run above has {first}, {second} and {third} %" in text
+
+
 def test_what_a_configuration_says_it_yields_is_what_was_kept():
     told = {}
     for path in (ROOT / "configs").glob("*.py"):

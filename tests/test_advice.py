@@ -62,6 +62,7 @@ def test_without_a_fall_of_the_rate_or_lines_on_both_sides_nothing_is_said_of_th
     flat = (1.0,) * 4
     assert advice.advise(lines(losses=flat, rates=(0.1,) * 4)) == []
     assert advice.advise(lines(losses=flat, rates=(0.1, 0.03, 0.03, 0.03))) == []
+    assert advice.advise(lines(losses=flat, rates=(0.1, 0.09, 0.08, 0.07))) == [], "a cosine"
 
 
 @pytest.mark.parametrize("num_lines", [4, 7, 31])

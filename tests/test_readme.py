@@ -139,6 +139,13 @@ def test_what_five_times_the_queries_gave_is_what_was_kept():
     assert text in " ".join(RESULTS.split())
 
 
+def test_no_kept_result_names_a_folder_of_one_machine():
+    kept = [path for path in (ROOT / "results").rglob("*.json*") if path.is_file()]
+    assert len(kept) > 200
+    for path in kept:
+        assert '": "/' not in path.read_text(), path
+
+
 def test_what_cifar_10_gave_on_a_cpu_is_what_was_kept():
     folder = ROOT / "results/cifar10_cpu"
     kept = json.loads((folder / "summary.json").read_text())

@@ -1,9 +1,9 @@
 """CIFAR-10, soft labels: two ResNet-18 copied from a ResNet-34, with what helped elsewhere.
 
-Eight replayed batches a round instead of three, random shapes for half of the queries, and of
-four times as many images those that the clones dispute most: all help on Fashion-MNIST
-(results/README.md), where shapes on black look more like the victim's images than here. To be
-measured; `--config.disguide.shapes=0` leaves the shapes out.
+Sixteen replayed batches a round instead of three, rates that fall along a cosine, random shapes
+for half of the queries, and of four times as many images those that the clones dispute most: all
+help on Fashion-MNIST (results/README.md), where shapes on black look more like the victim's images
+than here. To be measured; `--config.disguide.shapes=0` leaves the shapes out.
 
 Victim:  victims/cifar10-resnet34_8x.safetensors, from
          python scripts/train_victim.py --config configs/victim_c10_r34.py
@@ -24,7 +24,8 @@ def get_config(variant: str = "") -> Config:
         labels="soft",
         query_budget=20_000_000,
         generator={"diversity_weight": 0.2},
-        replay={"batches": 8},
+        replay={"batches": 16},
         disguide={"shapes": 0.5, "candidates": 4},
+        schedule={"shape": "cosine"},
     )
     return select(config, variant)

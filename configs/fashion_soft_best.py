@@ -21,7 +21,8 @@ def get_config(variant: str = "") -> Config:
         query_budget=200_000,
         generator={"learning_rate": 1e-3},
         clones={"learning_rate": 0.1},
-        replay={"size": 200_000, "batches": 8},
+        replay={"size": 200_000, "batches": 16},
         disguide={"shapes": 0.5, "candidates": 4},
+        schedule={"shape": "cosine"},
     )
     return select(config, variant)

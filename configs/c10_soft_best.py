@@ -7,7 +7,7 @@ than here. To be measured; `--config.disguide.shapes=0` leaves the shapes out.
 
 Victim:  victims/cifar10-resnet34_8x.safetensors, from
          python scripts/train_victim.py --config configs/victim_c10_r34.py
-Cost:    78,125 rounds of 19.6 TFLOP; 12.3 GB of replay in float32, 3.1 GB in uint8.
+Cost:    78,125 rounds of 33.1 TFLOP; 12.3 GB of replay in float32, 3.1 GB in uint8.
 
 python -m disguide_jax.main --config configs/c10_soft_best.py
 """

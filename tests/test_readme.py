@@ -147,6 +147,15 @@ def test_no_kept_result_names_a_folder_of_one_machine():
         assert '": "/' not in path.read_text(), path
 
 
+def test_every_kept_run_names_its_versions_and_commit():
+    kept = list((ROOT / "results").rglob("summary.json"))
+    assert len(kept) > 100
+    for path in kept:
+        summary = json.loads(path.read_text())
+        assert {"jax", "disguide_jax"} < summary["versions"].keys(), path
+        assert re.fullmatch("[0-9a-f]{40}", summary["git_commit"]), path
+
+
 def test_what_cifar_10_gave_on_a_cpu_is_what_was_kept():
     folder = ROOT / "results/cifar10_cpu"
     kept = json.loads((folder / "summary.json").read_text())
@@ -183,6 +192,19 @@ def test_what_a_configuration_says_it_yields_is_what_was_kept():
         paths = (ROOT / "results" / family / name).glob("seed*/summary.json")
         values = [100 * json.loads(path.read_text())["soft_vote_accuracy"] for path in paths]
         assert (least, most) == (f"{min(values):.1f}", f"{max(values):.1f}"), name
+
+
+def test_what_four_clones_gain_on_the_digits_is_what_was_kept():
+    said = []
+    for changed in (",num_clones=4", ""):
+        folder = ROOT / f"results/small/digits_soft,query_budget=9600{changed}"
+        paths = sorted(folder.glob("seed*/summary.json"))
+        kept = [100 * json.loads(path.read_text())["soft_vote_accuracy"] for path in paths]
+        said.append("{:.1f} ± {:.1f} %".format(*intervals.mean_and_interval(kept)))
+    (gained, _), (usual, half) = ([float(x) for x in re.findall(r"[\d.]+", s)] for s in said)
+    assert gained > usual + half, "beyond the interval"
+    header = " ".join((ROOT / "configs/digits_soft_best.py").read_text().split())
+    assert f"{said[0]} instead of {said[1]} after 9,600 queries" in header
 
 
 def test_the_speeds_of_endpoints_are_those_that_were_kept():

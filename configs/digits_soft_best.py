@@ -1,6 +1,6 @@
 """The embedded default copied from its probabilities by four clones instead of two.
 
-Four are what helps digits_soft beyond the interval of five seeds: 96.3 ± 1.8 % instead of
+Four help digits_soft most, beyond the interval of five seeds: 96.3 ± 1.8 % instead of
 93.5 ± 1.7 % after 9,600 queries (`python scripts/reproduce.py best --scale small`).
 
 Victim:  LeNet-5, trained on scikit-learn's digits; its weights come with the package.
